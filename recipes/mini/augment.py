@@ -1,0 +1,75 @@
+"""Making clean synthetic speech sound like recordings: another vocal tract, a room, a microphone, noise, another level."""
+
+from __future__ import annotations
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+RATE = 16_000
+Wave = NDArray[np.float32]
+
+
+def augment(wave: Wave, rng: np.random.Generator) -> Wave:
+    """A randomly changed copy of `wave`, float32 [samples] at 16 kHz."""
+    if rng.random() < 0.7:
+        wave = shift_voice(wave, float(rng.uniform(0.84, 1.2)))
+    if rng.random() < 0.4:
+        wave = room(wave, rng)
+    if rng.random() < 0.5:
+        wave = tilt(wave, rng)
+    if rng.random() < 0.2:
+        wave = band_limit(wave, float(rng.uniform(3200, 7000)))
+    if rng.random() < 0.6:
+        wave = noise(wave, float(rng.uniform(5, 35)), rng)
+    wave = np.pad(wave, (int(rng.uniform(0, 0.5) * RATE), int(rng.uniform(0, 0.6) * RATE)))
+    if rng.random() < 0.8:  # no digital silence around the speech
+        wave = wave + rng.normal(0, 10 ** rng.uniform(-4.5, -2.8), wave.shape).astype(np.float32)
+    level = 10 ** rng.uniform(-1.4, -0.05)
+    return (wave * (level / max(float(np.abs(wave).max()), 1e-6))).astype(np.float32)
+
+
+def shift_voice(wave: Wave, factor: float) -> Wave:
+    """Play faster (factor above 1: higher, quicker, smaller vocal tract) or slower."""
+    return np.asarray(soxr.resample(wave, RATE * factor, RATE), dtype=np.float32)
+
+
+def room(wave: Wave, rng: np.random.Generator) -> Wave:
+    """A small room: exponentially decaying noise as impulse response."""
+    seconds = rng.uniform(0.05, 0.5)
+    t = np.arange(int(seconds * RATE)) / RATE
+    response = rng.normal(0, 1, t.shape) * np.exp(-t * 6.9 / seconds)
+    response *= 10 ** rng.uniform(-1.6, -0.5) / np.sqrt((response**2).sum())
+    response[0] = 1.0
+    return _convolve(wave, response)
+
+
+def tilt(wave: Wave, rng: np.random.Generator) -> Wave:
+    """A gentle random equaliser of four bands."""
+    gains = rng.uniform(-6, 6, 5)
+    return _equalise(wave, np.array([0, 500, 1500, 4000, 8000]), gains)
+
+
+def band_limit(wave: Wave, cut: float) -> Wave:
+    """A telephone or a poor codec: nothing above `cut` Hz."""
+    return _equalise(wave, np.array([0, cut, cut * 1.1, 8000]), np.array([0.0, 0.0, -60.0, -60.0]))
+
+
+def noise(wave: Wave, snr: float, rng: np.random.Generator) -> Wave:
+    """Steady noise of a random colour, `snr` dB below the speech."""
+    white = rng.normal(0, 1, wave.shape[0]).astype(np.float32)
+    coloured = _equalise(white, np.array([0, 300, 2000, 8000]), rng.uniform(-25, 0, 4))
+    ratio = np.sqrt(np.mean(wave**2) / max(float(np.mean(coloured**2)), 1e-12)) * 10 ** (-snr / 20)
+    return (wave + coloured * ratio).astype(np.float32)
+
+
+def _equalise(wave: Wave, at: NDArray[np.floating], gains_db: NDArray[np.floating]) -> Wave:
+    spectrum = np.fft.rfft(wave)
+    hz = np.linspace(0, RATE / 2, spectrum.shape[0])
+    return np.fft.irfft(spectrum * 10 ** (np.interp(hz, at, gains_db) / 20), wave.shape[0]).astype(np.float32)
+
+
+def _convolve(wave: Wave, response: NDArray[np.floating]) -> Wave:
+    size = wave.shape[0] + response.shape[0] - 1
+    out = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(response, size), size)
+    return out[: wave.shape[0]].astype(np.float32)

@@ -1,0 +1,1 @@
+"""Checkpoint folders: finding, fetching, reading and writing them."""

@@ -1,0 +1,46 @@
+"""Every error a user can cause, in one tree. Each message says what was wrong, what was given and what to do.
+
+    Qwen2AudioError
+    ├── UsageError           an argument or option that makes no sense
+    ├── AudioError           a recording that cannot be read or heard
+    ├── ConversationError    messages, roles or placeholders that do not fit together
+    ├── ContextLengthError   a prompt that does not fit into the model's context
+    └── CheckpointError      a model that cannot be found, read or written
+        └── DownloadError    the network, the hub or the disk got in the way
+
+The command line prints the message on one line and exits with 2; a server maps the same tree to HTTP errors.
+"""
+
+from __future__ import annotations
+
+
+class Qwen2AudioError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class UsageError(Qwen2AudioError, ValueError):
+    """An argument or option that makes no sense."""
+
+
+class AudioError(Qwen2AudioError, ValueError):
+    """A recording that cannot be read, decoded or heard."""
+
+
+class ConversationError(Qwen2AudioError, ValueError):
+    """Messages, roles or placeholders that do not fit together."""
+
+
+class ContextLengthError(Qwen2AudioError, ValueError):
+    """A prompt that does not fit into the model's context."""
+
+
+class CheckpointError(Qwen2AudioError):
+    """A model that cannot be found, read or written."""
+
+
+class DownloadError(CheckpointError):
+    """The network, the hub or the disk got in the way of a download."""
+
+
+class AudioWarning(UserWarning):
+    """Something about a recording that the user should know (for instance: it was split into windows)."""

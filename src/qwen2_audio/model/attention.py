@@ -1,0 +1,73 @@
+"""`attend()`: scaled dot-product attention over packed sequences. Kernels live behind this one function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], *, causal: bool) -> Tensor:
+    """Attention inside each of several packed sequences (a block-diagonal mask that is never materialised).
+
+    Args:
+        query: [tokens, heads, head_dim], the sequences laid end to end.
+        key, value: [tokens, kv_heads, head_dim]; `heads` is a multiple of `kv_heads` (grouped-query attention).
+        lengths: number of tokens of each sequence; they add up to `tokens`.
+        causal: whether a token sees only itself and those before it.
+
+    Returns:
+        [tokens, heads, head_dim]
+    """
+    if len(lengths) == 1:
+        return _one(query, key, value, causal)
+    parts = zip(query.split(list(lengths)), key.split(list(lengths)), value.split(list(lengths)), strict=True)
+    return torch.cat([_one(q, k, v, causal) for q, k, v in parts])
+
+
+def attend_cached(query: Tensor, keys: Tensor, values: Tensor, new: Sequence[int], past: Sequence[int]) -> Tensor:
+    """Causal attention of the newest tokens of each sequence to everything in that sequence's cache row.
+
+    Args:
+        query: [tokens, heads, head_dim], the new tokens of all sequences laid end to end.
+        keys, values: [rows, kv_heads, capacity, head_dim]; row i holds `past[i] + new[i]` valid positions.
+        new: number of new tokens of each row.
+        past: number of positions that were cached before them.
+
+    Returns:
+        [tokens, heads, head_dim]
+    """
+    if all(count == 1 for count in new) and len(new) > 1:
+        return _decode(query, keys, values, [length + 1 for length in past])
+    out = []
+    for row, (part, before) in enumerate(zip(query.split(list(new)), past, strict=True)):
+        end = before + part.shape[0]
+        k, v = keys[row : row + 1, :, :end], values[row : row + 1, :, :end]
+        mask = None
+        if before and part.shape[0] > 1:
+            mask = torch.ones(part.shape[0], end, dtype=torch.bool, device=query.device).tril(before)
+        out.append(_sdpa(part.transpose(0, 1)[None], k, v, mask, causal=before == 0)[0].transpose(0, 1))
+    return torch.cat(out) if len(out) > 1 else out[0]
+
+
+def _one(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+    return _sdpa(q, k, v, None, causal=causal)[0].transpose(0, 1)
+
+
+def _decode(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
+    longest = max(lengths)
+    mask = None
+    if min(lengths) < longest:
+        valid = torch.tensor(lengths, device=query.device)[:, None] > torch.arange(longest, device=query.device)
+        mask = valid[:, None, None]
+    return _sdpa(query[:, :, None], keys[:, :, :longest], values[:, :, :longest], mask, causal=False)[:, :, 0]
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(
+        query, key, value, mask, is_causal=causal and query.shape[2] > 1, enable_gqa=grouped
+    )

@@ -1,0 +1,87 @@
+"""The audio encoder: Whisper's encoder, with pooling by two before the final norm.
+
+Each clip is encoded at its own length. With attention confined to the valid frames, the frames past the end of a clip
+change nothing, so only the two mel frames that the convolutions reach beyond the last valid one are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from qwen2_audio.config import AudioConfig, audio_tokens, encoder_frames
+from qwen2_audio.model.attention import attend
+
+
+class EncoderAttention(nn.Module):
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.heads = config.encoder_attention_heads
+        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        self.k_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(attend(q, k, v, lengths, causal=False).flatten(-2))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.self_attn = EncoderAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
+        self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), lengths)
+        x = x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
+        if x.dtype == torch.float16:  # large activations would overflow to inf
+            limit = torch.finfo(x.dtype).max - 1000
+            x = x.clamp(-limit, limit)
+        return x
+
+
+class AudioEncoder(nn.Module):
+    """Log-mel features to audio states, 25 a second."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
+        self.embed_positions.requires_grad_(False)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, mels: Sequence[Tensor], frames: Sequence[int]) -> Tensor:
+        """Encode clips of unlike length together.
+
+        Args:
+            mels: one [mel_bins, frames + tail] a clip; `tail` is up to two frames of what follows the clip.
+            frames: number of valid mel frames of each clip.
+
+        Returns:
+            [audio_tokens, d_model], the clips laid end to end; clip i has `audio_tokens(frames[i])` rows.
+        """
+        lengths = [encoder_frames(count) for count in frames]
+        x = torch.cat([self._embed(mel, length) for mel, length in zip(mels, lengths, strict=True)])
+        for layer in self.layers:
+            x = layer(x, lengths)
+        tokens = [audio_tokens(count) for count in frames]
+        pairs = [part[: 2 * count] for part, count in zip(x.split(lengths), tokens, strict=True)]
+        pooled = torch.cat(pairs).unflatten(0, (-1, 2)).mean(1)
+        return self.layer_norm(pooled)
+
+    def _embed(self, mel: Tensor, length: int) -> Tensor:
+        x = gelu(self.conv1(mel.to(self.conv1.weight.dtype)))
+        x = gelu(self.conv2(x))[:, :length].T
+        return x + self.embed_positions.weight[:length]

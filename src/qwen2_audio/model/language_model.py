@@ -1,0 +1,155 @@
+"""The language model: Qwen2 (RMSNorm, rotary positions, grouped-query attention, SwiGLU), on packed tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from qwen2_audio.config import TextConfig
+from qwen2_audio.model.attention import attend, attend_cached
+from qwen2_audio.model.kv_cache import KVCache
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, computed in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def rotary_angles(config: TextConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles, [tokens, 1, head_dim] each, for int positions [tokens]."""
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=positions.device).float()
+    frequencies = 1.0 / config.rope_theta ** (steps / config.head_dim)
+    angles = positions.float()[:, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding, "rotate half" convention, of x [tokens, heads, head_dim]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], lengths: Sequence[int], cache: KVCache | None
+    ) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        if cache is None:
+            out = attend(q, k, v, lengths, causal=True)
+        else:
+            keys, values = cache.store(self.layer, k, v, lengths)
+            out = attend_cached(q, keys, values, lengths, cache.lengths)
+        return self.o_proj(out.flatten(-2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], lengths: Sequence[int], cache: KVCache | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), angles, lengths, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and final norm; without the head."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, lengths: Sequence[int], cache: KVCache | None = None) -> Tensor:
+        """Hidden states of packed sequences; see `LanguageModel.forward`."""
+        past = cache.lengths if cache is not None else [0] * len(lengths)
+        ranges = [torch.arange(start, start + count) for start, count in zip(past, lengths, strict=True)]
+        positions = torch.cat(ranges).to(x.device)
+        angles = rotary_angles(self.config, positions, x.dtype)
+        if cache is not None:
+            cache.reserve(lengths)
+        for layer in self.layers:
+            x = layer(x, angles, lengths, cache)
+        if cache is not None:
+            cache.advance(lengths)
+        return self.norm(x)
+
+
+class LanguageModel(nn.Module):
+    """Qwen2 with its head. The head runs only on the positions asked for."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[tokens] ids to [tokens, hidden_size] embeddings."""
+        return self.model.embed_tokens(ids)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        lengths: Sequence[int],
+        cache: KVCache | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of packed sequences.
+
+        Args:
+            embeddings: [tokens, hidden_size], the (new) tokens of all sequences laid end to end.
+            lengths: number of (new) tokens of each sequence.
+            cache: keys and values of what came before; one row a sequence. Written to and advanced.
+            logits_at: int [n], the tokens whose logits are wanted; all when None.
+
+        Returns:
+            [n or tokens, vocab_size]
+        """
+        hidden = self.model(embeddings, lengths, cache)
+        return self.lm_head(hidden if logits_at is None else hidden[logits_at])

@@ -1,0 +1,185 @@
+"""Recordings of any kind to 16 kHz mono float32, as `librosa.load(sr=16000)` gives them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen2_audio.config import SAMPLE_RATE
+from qwen2_audio.errors import AudioError
+from qwen2_audio.processing.conversation import AudioSource
+
+MAX_DOWNLOAD_BYTES = 512 * 1024 * 1024
+URL_TIMEOUT_SECONDS = 30
+
+
+def load_audio(source: AudioSource) -> NDArray[np.float32]:
+    """Read, decode, mix down and resample one recording.
+
+    Args:
+        source: a path, http(s) or data URL, the bytes of a file, an open binary file, or (samples, rate) with samples
+            of shape [samples] or [channels, samples], floating point or integer (integers are scaled to -1 .. 1).
+
+    Returns:
+        float32 [samples] at 16 kHz.
+
+    Raises:
+        AudioError: it cannot be had, is no audio, or is empty.
+    """
+    if isinstance(source, tuple):
+        samples, rate = _from_array(*source), source[1]
+        name = "the array"
+    else:
+        data, name = _read(source)
+        if not data:
+            raise AudioError(f"{name} is empty (0 bytes); give a recording")
+        samples, rate = _decode(data, name)
+    if samples.size == 0:
+        raise AudioError(f"{name} holds no samples; give a recording with sound in it")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{name} holds samples that are not numbers (NaN or infinity); repair or re-export it")
+    return resample(samples, rate)
+
+
+def resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """float32 [samples] at `rate` to 16 kHz (soxr, high quality); ceil(samples * 16000 / rate) samples."""
+    if rate == SAMPLE_RATE:
+        return samples
+    import soxr
+
+    wanted = -(-samples.shape[0] * SAMPLE_RATE // rate)
+    out = np.asarray(soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ"), dtype=np.float32)[:wanted]
+    return np.pad(out, (0, wanted - out.shape[0]))
+
+
+def _from_array(samples: Any, rate: Any) -> NDArray[np.float32]:
+    array = np.asarray(samples)
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate <= 0:
+        raise AudioError(f"the sampling rate must be a positive whole number, got {rate!r}")
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
+        raise AudioError(
+            f"samples must be numbers of shape [samples] or [channels, samples], got {array.dtype} {list(array.shape)}"
+        )
+    if array.ndim == 2 and 0 < array.shape[1] <= 8 < array.shape[0]:
+        raise AudioError(f"samples of shape {list(array.shape)} look like [samples, channels]; transpose them")
+    if array.dtype.kind == "i":
+        array = array / float(-np.iinfo(array.dtype).min)
+    elif array.dtype.kind == "u":
+        middle = (np.iinfo(array.dtype).max + 1) / 2
+        array = (array - middle) / middle
+    if array.ndim == 2:
+        if array.shape[0] == 0:
+            raise AudioError("the array has 0 channels; give at least one")
+        array = array.mean(axis=0)
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _read(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[bytes, str]:
+    """The bytes of a recording, and what to call it in messages."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source), "the recording"
+    if isinstance(source, str) and source.startswith("data:"):
+        return _read_data_url(source), "the data URL"
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return _read_url(source), source
+    if isinstance(source, str | os.PathLike):
+        return _read_file(source)
+    if hasattr(source, "read"):
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise AudioError("the file object gives text, not bytes; open it in binary mode ('rb')")
+        return data, str(getattr(source, "name", "the file object"))
+    raise AudioError(f"cannot read a recording from {type(source).__name__}; give a path, URL, bytes or (samples, rate)")
+
+
+def _read_file(path: str | os.PathLike[str]) -> tuple[bytes, str]:
+    file = Path(os.fspath(path).removeprefix("file://"))
+    try:
+        return file.expanduser().read_bytes(), str(file)
+    except FileNotFoundError:
+        raise AudioError(f"no such file: {file}; check the path") from None
+    except IsADirectoryError:
+        raise AudioError(f"{file} is a folder; give an audio file") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _read_data_url(url: str) -> bytes:
+    header, comma, body = url.partition(",")
+    if not comma:
+        raise AudioError("the data URL has no comma; it should look like data:audio/wav;base64,...")
+    if not header.endswith(";base64"):
+        return unquote_to_bytes(body)
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise AudioError(f"the data URL is not valid base64 ({error})") from error
+
+
+def _read_url(url: str) -> bytes:
+    host = urlsplit(url).netloc
+    request = urllib.request.Request(url, headers={"User-Agent": "qwen2-audio"})
+    try:
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
+            kind = response.headers.get_content_type()
+            data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        raise AudioError(f"{url}: {host} answered {error.code} {error.reason}; check the address") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise AudioError(f"cannot fetch {url}: {reason}; check the address and the network") from error
+    if len(data) > MAX_DOWNLOAD_BYTES:
+        raise AudioError(f"{url} is larger than {MAX_DOWNLOAD_BYTES >> 20} MiB; cut the recording first")
+    if kind == "text/html" or data[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise AudioError(f"{url} is a web page (HTML), not a recording; give the address of the file itself")
+    return data
+
+
+def _decode(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
+    """Mono samples and rate. libsndfile first (exact for wav and flac), FFmpeg's libraries for the rest."""
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        return _decode_with_av(data, name)
+    if samples.shape[0] == 0 and data[:4] != b"RIFF":
+        return _decode_with_av(data, name)
+    return np.ascontiguousarray(samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]), int(rate)
+
+
+def _decode_with_av(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
+    import av
+
+    hint = f"{name} is not a recording that can be decoded"
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            if not container.streams.audio:
+                raise AudioError(f"{name} has no audio track; give a file with sound in it")
+            stream = container.streams.audio[0]
+            resampler = av.AudioResampler(format="fltp")
+            frames = [
+                out.to_ndarray()
+                for frame in container.decode(stream)
+                for out in resampler.resample(frame)
+            ]
+            frames += [out.to_ndarray() for out in resampler.resample(None)]
+            rate = stream.rate
+    except AudioError:
+        raise
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        text = getattr(error, "strerror", None) or error
+        raise AudioError(f"{hint} ({text}); supported are wav, flac, mp3, ogg, opus, m4a, webm, mp4") from error
+    if not frames or not rate:
+        raise AudioError(f"{hint} (no sound in it); supported are wav, flac, mp3, ogg, opus, m4a, webm, mp4")
+    return np.ascontiguousarray(np.concatenate(frames, axis=1).mean(axis=0), dtype=np.float32), int(rate)

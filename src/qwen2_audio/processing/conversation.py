@@ -1,0 +1,153 @@
+"""`Conversation`: the one currency of data, training, inference, evaluation and serving."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
+
+from qwen2_audio.errors import ConversationError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+AudioSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | tuple[NDArray[np.generic], int]"
+"""A path, http(s) or data URL, the bytes of a file, an open binary file, or (samples, rate)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPart:
+    source: AudioSource = field(repr=False)
+
+
+Part: TypeAlias = TextPart | AudioPart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: who speaks, and text and audio in the order given."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ConversationError(f"unknown role {self.role!r}; use one of {', '.join(ROLES)}")
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in order. The default system message is added by the renderer, not here."""
+
+    messages: tuple[Message, ...] = ()
+
+    @classmethod
+    def parse(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
+        """Read the original's list-of-dicts form.
+
+        A message is {"role": ..., "content": str or list}; a content entry is {"type": "text", "text": ...} or
+        {"type": "audio", "audio_url" | "audio" | "path" | "url": ...}.
+
+        Raises:
+            ConversationError: anything else. Nothing is dropped silently.
+        """
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+            raise ConversationError(f"a conversation is a list of messages, got {type(messages).__name__}")
+        return cls(tuple(_parse_message(message, index) for index, message in enumerate(messages)))
+
+    def add(self, role: Role, *parts: Part) -> Conversation:
+        """A longer conversation; this one stays as it is."""
+        return Conversation((*self.messages, Message(role, parts)))
+
+    def user(self, *parts: AudioSource | Part) -> Conversation:
+        """Add a user message; see `user_parts` for what a bare `str` means."""
+        return self.add("user", *user_parts(parts))
+
+    def assistant(self, text: str) -> Conversation:
+        """Add an answer."""
+        return self.add("assistant", TextPart(text))
+
+    def system(self, text: str) -> Conversation:
+        """Add a system message; it must come first."""
+        return self.add("system", TextPart(text))
+
+    @property
+    def audios(self) -> tuple[AudioSource, ...]:
+        """All recordings in order."""
+        return tuple(p.source for message in self.messages for p in message.parts if isinstance(p, AudioPart))
+
+
+AUDIO_SUFFIXES = frozenset(
+    ".wav .flac .mp3 .ogg .oga .opus .m4a .aac .webm .mp4 .mov .mkv .wma .aif .aiff .aifc .au .amr .3gp".split()
+)
+
+
+def user_parts(items: Sequence[AudioSource | Part]) -> tuple[Part, ...]:
+    """Turn what a person would write into parts.
+
+    A `str` is a recording when it is a data:audio URL, an http(s) URL, a path with an audio suffix or the path of an
+    existing file, and text otherwise; wrap it in `TextPart` or `AudioPart` to be explicit. Anything else that is
+    not text (bytes, Path, file object, (samples, rate)) is a recording.
+    """
+    if not items:
+        raise ConversationError("an empty message: give at least one recording or text")
+    return tuple(item if isinstance(item, TextPart | AudioPart) else _guess(item) for item in items)
+
+
+def _guess(item: AudioSource) -> Part:
+    if not isinstance(item, str):
+        return AudioPart(item)
+    return AudioPart(item) if looks_like_audio(item) else TextPart(item)
+
+
+def looks_like_audio(text: str) -> bool:
+    """Whether a bare string names a recording rather than being something to say; see `user_parts`."""
+    if text.startswith(("data:audio/", "data:video/", "data:application/")):
+        return True
+    if "\n" in text or len(text) > 4096:
+        return False
+    if text.startswith(("http://", "https://")):
+        return " " not in text
+    return os.path.splitext(text)[1].lower() in AUDIO_SUFFIXES or os.path.isfile(text)
+
+
+def _parse_message(message: Any, index: int) -> Message:
+    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+        raise ConversationError(f'message {index} must be a dict with "role" and "content", got {message!r:.100}')
+    content = message["content"]
+    if isinstance(content, str):
+        return Message(message["role"], (TextPart(content),))
+    if not isinstance(content, Sequence):
+        raise ConversationError(f"message {index}: content must be text or a list, got {type(content).__name__}")
+    return Message(message["role"], tuple(_parse_part(part, index) for part in content))
+
+
+def _parse_part(part: Any, index: int) -> Part:
+    if isinstance(part, str):
+        return TextPart(part)
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            return TextPart(part["text"])
+        for key in ("audio_url", "audio", "path", "url"):
+            if kind in ("audio", "audio_url", None) and part.get(key) is not None:
+                return AudioPart(part[key])
+    raise ConversationError(
+        f'message {index}: cannot read the content entry {part!r:.100}; use {{"type": "text", "text": ...}} '
+        'or {"type": "audio", "audio_url": ...}'
+    )

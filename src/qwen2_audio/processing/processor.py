@@ -1,0 +1,145 @@
+"""The processor of a checkpoint: conversations to ids and clips, ready for the model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen2_audio.config import MAX_CLIP_SECONDS, MAX_SAMPLES, MIN_SAMPLES, SAMPLE_RATE, Qwen2AudioConfig
+from qwen2_audio.errors import AudioWarning, ContextLengthError, ConversationError
+from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.chat_template import check, render, render_base
+from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Message, Part
+from qwen2_audio.processing.mel import Clip, log_mel
+from qwen2_audio.processing.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one sequence starts with.
+
+    Attributes:
+        ids: int [tokens], every clip's placeholder repeated once for each of its audio tokens.
+        clips: the recordings, in order.
+        text: the prompt as rendered, one placeholder a clip.
+    """
+
+    ids: list[int]
+    clips: list[Clip]
+    text: str
+
+
+class Processor:
+    """Tokenizer, features and prompt rendering of one checkpoint."""
+
+    def __init__(self, tokenizer: Tokenizer, config: Qwen2AudioConfig) -> None:
+        self.tokenizer = tokenizer
+        self.mel_bins = config.audio.num_mel_bins
+        self.audio_token_id = config.audio_token_id
+        self.context_length = config.text.max_position_embeddings
+
+    def clip(self, samples: NDArray[np.float32]) -> Clip:
+        """Features of one recording of at most 30 s, float32 [samples] at 16 kHz."""
+        return log_mel(samples, self.mel_bins)
+
+    def expand(self, ids: list[int], clips: Iterator[Clip]) -> list[int]:
+        """Repeat each placeholder once for each audio token of the next clip.
+
+        Raises:
+            ConversationError: more placeholders than clips.
+        """
+        out: list[int] = []
+        for token in ids:
+            if token == self.audio_token_id:
+                clip = next(clips, None)
+                if clip is None:
+                    raise ConversationError("the prompt has more <|AUDIO|> placeholders than there are recordings")
+                out += [token] * clip.tokens
+            else:
+                out.append(token)
+        return out
+
+    def encode(self, text: str, clips: list[Clip]) -> list[int]:
+        """Ids of a rendered prompt with one placeholder a clip.
+
+        Raises:
+            ConversationError: the numbers of placeholders and clips differ.
+        """
+        ids = self.tokenizer.encode(text)
+        placeholders = ids.count(self.audio_token_id)
+        if placeholders != len(clips):
+            raise ConversationError(
+                f"the prompt has {placeholders} <|AUDIO|> placeholders for {len(clips)} recordings; give one each"
+            )
+        return self.expand(ids, iter(clips))
+
+    def prepare(self, conversation: Conversation) -> Prompt:
+        """A conversation, rendered for an answer by the assistant.
+
+        Recordings over 30 s become consecutive windows, each its own "Audio n" part, with an `AudioWarning`.
+        """
+        check(conversation)
+        conversation, clips = self.hear(conversation)
+        text = render(conversation)
+        return self._checked(Prompt(self.encode(text, clips), clips, text))
+
+    def prepare_base(self, audios: Iterable[AudioSource], instruction: str) -> Prompt:
+        """The base model's bare prompt: recordings, then the instruction."""
+        clips = [self.clip(window) for audio in audios for window in windows(load_audio(audio), "the recording")]
+        text = render_base(len(clips), instruction)
+        return self._checked(Prompt(self.encode(text, clips), clips, text))
+
+    def hear(self, conversation: Conversation) -> tuple[Conversation, list[Clip]]:
+        """Decode all recordings. In the conversation returned, each audio part is one window of at most 30 s."""
+        clips: list[Clip] = []
+        messages: list[Message] = []
+        for message in conversation.messages:
+            parts: list[Part] = []
+            for part in message.parts:
+                if not isinstance(part, AudioPart):
+                    parts.append(part)
+                    continue
+                for window in windows(load_audio(part.source), f"recording {len(clips) + 1}"):
+                    clips.append(self.clip(window))
+                    parts.append(AudioPart((window, SAMPLE_RATE)))
+            messages.append(replace(message, parts=tuple(parts)))
+        return Conversation(tuple(messages)), clips
+
+    def _checked(self, prompt: Prompt) -> Prompt:
+        self.check_context(len(prompt.ids))
+        return prompt
+
+    def check_context(self, tokens: int) -> None:
+        """Raise `ContextLengthError` unless `tokens` and at least one more fit into the context."""
+        if tokens >= self.context_length:
+            raise ContextLengthError(
+                f"the prompt is too long: {tokens} tokens, the model's context holds {self.context_length} "
+                "including the answer; use shorter or fewer recordings (25 tokens a second), or start a new conversation"
+            )
+
+
+def windows(samples: NDArray[np.float32], name: str) -> list[NDArray[np.float32]]:
+    """Cut a recording into consecutive windows of at most 30 s; warns when there is more than one."""
+    count = samples.shape[0]
+    if count <= MAX_SAMPLES:
+        return [samples]
+    cuts = list(range(0, count, MAX_SAMPLES))
+    if count - cuts[-1] < MIN_SAMPLES:  # too short a rest to stand alone: share it with the window before
+        cuts[-1] -= SAMPLE_RATE
+    warnings.warn(
+        f"{name} is {count / SAMPLE_RATE:.1f} s long; it is heard as {len(cuts)} consecutive parts "
+        f"of at most {MAX_CLIP_SECONDS} s",
+        AudioWarning,
+        stacklevel=4,
+    )
+    return [samples[start:end] for start, end in zip(cuts, [*cuts[1:], count], strict=True)]
+
+
+def load_processor(folder: Path, config: Qwen2AudioConfig) -> Processor:
+    """The processor of a checkpoint folder."""
+    return Processor(load_tokenizer(folder), config)

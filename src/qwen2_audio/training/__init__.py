@@ -1,0 +1,1 @@
+"""Training: examples of conversations, packed, through one trainer."""

@@ -1,0 +1,77 @@
+"""`TrainConfig`: everything a training run depends on, read from YAML."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from qwen2_audio.errors import UsageError
+
+LANGUAGE_LAYERS = r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One run.
+
+    Attributes:
+        model: checkpoint folder to start from.
+        start: safetensors file with tensors that replace the model's first (the projector's closed form), or "".
+        data: JSON-lines file; see `qwen2_audio.training.datasets`.
+        out: folder for the run's state, log and result.
+        train: regular expression of the parameters trained in full.
+        lora: regular expression of the linear layers that get a LoRA correction, "" for none.
+        batch_tokens: tokens in one step's pack, on each process.
+        steps: optimizer steps; the data is read in order and again from its start when it ends.
+        minutes: when above 0, the schedule follows the clock and the run ends after so many minutes of training.
+        save_every: steps between two saved states.
+    """
+
+    model: str
+    data: str
+    out: str
+    start: str = ""
+    train: str = r"multi_modal_projector\..*"
+    lora: str = LANGUAGE_LAYERS
+    lora_rank: int = 16
+    lora_scale: float = 2.0
+    lora_learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    warmup: float = 0.02
+    batch_tokens: int = 1536
+    steps: int = 1000
+    minutes: float = 0.0
+    save_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "batch_tokens", "steps", "save_every", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"warmup is a share of the run, at least 0 and below 1, got {self.warmup}")
+
+
+def load_train_config(path: Path) -> TrainConfig:
+    """Read a YAML file; an unknown key is an error that names the nearest valid one."""
+    import yaml
+
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read the training configuration {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} must hold `name: value` lines")
+    known = {field.name: field for field in fields(TrainConfig)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise UsageError(f"{path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    try:
+        return TrainConfig(**values)
+    except TypeError as error:
+        raise UsageError(f"{path}: {error}") from error

@@ -1,0 +1,111 @@
+"""Training examples: rows of a JSON-lines file to token ids, clips and the mask of what is learnt.
+
+Two row shapes:
+
+- pre-training (the official evaluation's): `{"audio": "clip.flac", "prompt": "...", "gt": "..."}`; the base model's bare
+  prompt, the target followed by `<|endoftext|>`;
+- conversations: `{"messages": [{"role": ..., "content": ...}, ...]}`; every assistant turn is learnt, `<|im_end|>`
+  included. With `"complete": false` the last answer was cut off: its end is not learnt.
+
+Recordings are paths relative to the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen2_audio.errors import UsageError
+from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_base, render_turn, with_system
+from qwen2_audio.processing.conversation import AudioSource, Conversation
+from qwen2_audio.processing.mel import Clip
+from qwen2_audio.processing.processor import Processor
+from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training sequence.
+
+    Attributes:
+        ids: int [tokens], placeholders expanded.
+        learnt: bool [tokens], whether the loss counts the prediction of this token.
+        clips: the recordings, in order.
+    """
+
+    ids: list[int]
+    learnt: list[bool]
+    clips: list[Clip]
+
+
+class JsonLinesDataset:
+    """The examples of one JSON-lines file, built when asked for."""
+
+    def __init__(self, path: Path, processor: Processor) -> None:
+        self.path = path
+        self._processor = processor
+        try:
+            self._lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except OSError as error:
+            raise UsageError(f"cannot read the training data {path}: {error.strerror}") from error
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            return build_example(json.loads(self._lines[index]), self.path.parent, self._processor)
+        except (ValueError, KeyError) as error:
+            raise UsageError(f"{self.path}, line {index + 1}: {error}") from error
+
+
+def build_example(row: Mapping[str, Any], folder: Path, processor: Processor) -> Example:
+    """One row to ids, mask and clips; `folder` is what relative paths start from."""
+    pieces: list[tuple[str, bool]]
+    if "messages" in row:
+        conversation = Conversation.parse(row["messages"])
+        check(conversation)
+        pieces, sources = _chat_pieces(conversation, complete=row.get("complete", True))
+    elif {"audio", "prompt", "gt"} <= row.keys():
+        pieces = [(render_base(1, row["prompt"]), False), (row["gt"] + END_OF_TEXT, True)]
+        sources = [row["audio"]]
+    else:
+        raise UsageError('a row needs "messages", or "audio", "prompt" and "gt"')
+    clips = [processor.clip(load_audio(_resolve(source, folder))) for source in sources]
+    ids: list[int] = []
+    learnt: list[bool] = []
+    waiting = iter(clips)
+    for text, target in pieces:
+        part = processor.expand(processor.tokenizer.encode(text), waiting)
+        ids += part
+        learnt += [target] * len(part)
+    return Example(ids, learnt, clips)
+
+
+def _chat_pieces(conversation: Conversation, *, complete: bool) -> tuple[list[tuple[str, bool]], list[AudioSource]]:
+    """The rendered prompt cut where learning starts and stops; together equal to `chat_template.render`."""
+    pieces: list[tuple[str, bool]] = []
+    audios = 0
+    for message in with_system(conversation).messages:
+        turn, audios = render_turn(message, audios)
+        if message.role == "assistant":
+            answer = turn.removeprefix(GENERATION_PROMPT).removesuffix("\n")
+            pieces += [(GENERATION_PROMPT, False), (answer, True), ("\n", False)]
+        else:
+            pieces.append((turn, False))
+    if pieces[-1] == ("\n", False):
+        pieces.pop()
+    if not complete:
+        text, target = pieces.pop()
+        pieces.append((text.removesuffix(IM_END), target))
+    return pieces, list(conversation.audios)
+
+
+def _resolve(source: AudioSource, folder: Path) -> AudioSource:
+    return folder / source if isinstance(source, str) and "://" not in source else source
+
+

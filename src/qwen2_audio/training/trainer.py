@@ -1,0 +1,184 @@
+"""The training loop: packs in, gradients out, stoppable and resumable at any step, on one process or several.
+
+Several processes are started by `torchrun`; each takes its own share of the data, and gradients are added up before they
+are divided by the number of targets of the whole step, so that every target counts the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from qwen2_audio.checkpoints.load import load_config, load_model
+from qwen2_audio.errors import UsageError
+from qwen2_audio.processing.processor import load_processor
+from qwen2_audio.training.collate import Pack, pack, pack_by_tokens
+from qwen2_audio.training.config import TrainConfig
+from qwen2_audio.training.datasets import Example, JsonLinesDataset
+from qwen2_audio.training.lora import add_lora, trained_state
+from qwen2_audio.training.losses import next_token_loss
+
+STATE, RESULT, LOG = "state.pt", "trained.safetensors", "log.jsonl"
+
+
+def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
+    """Run or resume a training run; returns the file with what was trained (see `checkpoints.mini.merge_trained`)."""
+    return Trainer(config, say).run()
+
+
+class Trainer:
+    """One run. `step` is the number of finished optimizer steps, `seconds` the training time spent."""
+
+    def __init__(self, config: TrainConfig, say: Callable[[str], None]) -> None:
+        self.config, self.say = config, say
+        self.rank, self.world = _join_world()
+        torch.manual_seed(config.seed)
+        self.out = Path(config.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        folder = Path(config.model)
+        self.model = load_model(folder)
+        if config.start:
+            self.model.load_state_dict(load_file(config.start), strict=False)
+        if config.lora:
+            add_lora(self.model, config.lora, config.lora_rank, config.lora_scale)
+        for name, parameter in self.model.named_parameters():
+            if re.fullmatch(config.train, name):
+                parameter.requires_grad_(True)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise UsageError(f"nothing to train: neither train={config.train!r} nor lora={config.lora!r} matches")
+        self.optimizer = _optimizer(self.model, config)
+        self.dataset = JsonLinesDataset(Path(config.data), load_processor(folder, load_config(folder)))
+        if not len(self.dataset):
+            raise UsageError(f"{config.data} holds no rows")
+        self.step, self.seconds, self.cursor = 0, 0.0, self.rank
+        self._resume()
+
+    def run(self) -> Path:
+        """Train to the end of the schedule."""
+        batches = self._batches()
+        while self.progress < 1:
+            started = time.monotonic()
+            loss, targets, tokens = self._one_step(next(batches))
+            took = torch.tensor(time.monotonic() - started)
+            if self.world > 1:  # the clock steers the schedule, so all must read the same one
+                dist.all_reduce(took, dist.ReduceOp.MAX)
+            self.seconds += float(took)
+            self.step += 1
+            if self.rank == 0:
+                self._log({"step": self.step, "loss": round(loss, 4), "targets": targets, "tokens": tokens,
+                           "seconds": round(self.seconds, 1), "row": self.cursor})  # fmt: skip
+            if self.step % self.config.save_every == 0:
+                self._save()
+        self._save()
+        result = self.out / RESULT
+        if self.rank == 0:
+            state = {name: t.half() if ".lora_" in name else t for name, t in trained_state(self.model).items()}
+            save_file(state, result, metadata={"lora_scale": str(self.config.lora_scale)})
+        return result
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule that is done, 0 to 1."""
+        if self.config.minutes:
+            return min(self.seconds / 60 / self.config.minutes, 1.0)
+        return min(self.step / self.config.steps, 1.0)
+
+    def _examples(self) -> Iterator[Example]:
+        while True:
+            yield self.dataset[self.cursor % len(self.dataset)]
+            self.cursor += self.world
+
+    def _batches(self) -> Iterator[Pack]:
+        return (pack(group) for group in pack_by_tokens(self._examples(), self.config.batch_tokens))
+
+    def _one_step(self, batch: Pack) -> tuple[float, int, int]:
+        factor = _schedule(self.progress, self.config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.optimizer.zero_grad()
+        loss = next_token_loss(self.model, batch)
+        loss.backward()
+        sums = torch.tensor([float(loss.detach()), float(len(batch.targets)), float(len(batch.ids))])
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        if self.world > 1:
+            dist.all_reduce(sums)
+            flat = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(flat)
+            for parameter, part in zip(self.parameters, flat.split([g.numel() for g in grads]), strict=True):
+                parameter.grad = part.view_as(parameter)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= sums[1]
+        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        return float(sums[0] / sums[1]), int(sums[1]), int(sums[2])
+
+    def _log(self, row: dict[str, Any]) -> None:
+        with (self.out / LOG).open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        if self.step % 10 == 0 or self.step == 1:
+            self.say(" ".join(f"{key} {value}" for key, value in row.items()) + f" progress {self.progress:.1%}")
+
+    def _save(self) -> None:
+        """Keep the state beside the log, by renaming a finished file; one a process, since each reads its own rows."""
+        state = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "seconds": self.seconds,
+            "cursor": self.cursor,
+            "trained": trained_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        path = self._state_path()
+        part = path.with_suffix(".part")
+        torch.save(state, part)
+        part.rename(path)
+
+    def _resume(self) -> None:
+        path = self._state_path()
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["trained"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.cursor = state["step"], state["seconds"], state["cursor"]
+        self.say(f"resumed at step {self.step}")
+
+    def _state_path(self) -> Path:
+        return self.out / (STATE if self.rank == 0 else f"{STATE}.{self.rank}")
+
+
+def _join_world() -> tuple[int, int]:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return int(os.environ.get("RANK", "0")), world
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    lora = [p for name, p in named if ".lora_" in name]
+    whole = [p for name, p in named if ".lora_" not in name]
+    groups = [(lora, config.lora_learning_rate), (whole, config.learning_rate)]
+    settings = [{"params": params, "lr": 0.0, "peak": rate} for params, rate in groups if params]
+    return torch.optim.AdamW(settings, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+
+
+def _schedule(progress: float, warmup: float) -> float:
+    """Linear warm-up, then half a cosine down to 2 %."""
+    if progress < warmup:
+        return max(progress / warmup, 0.02)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
