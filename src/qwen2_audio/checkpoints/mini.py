@@ -6,7 +6,6 @@ model to listen are ours and come with this package. The result is an ordinary c
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -169,8 +168,3 @@ def merge_trained(model: Qwen2Audio, path: Path) -> None:
             state[f"{target}.weight"] += scale * (tensors[f"{target}.lora_B"] @ tensor)
         elif not name.endswith(".lora_B"):
             state[name].copy_(tensor)
-
-
-def remove(folder: Path) -> None:
-    """Delete an assembled folder (an older version of mini)."""
-    shutil.rmtree(folder, ignore_errors=True)

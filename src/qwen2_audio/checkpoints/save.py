@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -56,9 +57,11 @@ def save(model: Qwen2Audio, folder: Path, *, source: Path | None = None, shard_b
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot write {folder}: {reason}; free space or choose another place") from error
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}; free space or choose another place") from error
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import http.client
 import io
 import os
 import urllib.error
@@ -21,6 +21,10 @@ from qwen2_audio.processing.conversation import AudioSource
 
 MAX_DOWNLOAD_BYTES = 512 * 1024 * 1024
 URL_TIMEOUT_SECONDS = 30
+CUT_SHORT_SECONDS = 0.1
+"""Sound that a file's header may promise and the file not hold; if more is missing, the file was cut short."""
+_WAV_STREAMED = 0x7FFF_F000
+"""Writers that cannot seek back leave a data size of this or more (0xFFFFFFFF, 0x7FFFFFFF, ...), or 0."""
 
 
 def load_audio(source: AudioSource) -> NDArray[np.float32]:
@@ -37,6 +41,8 @@ def load_audio(source: AudioSource) -> NDArray[np.float32]:
         AudioError: it cannot be had, is no audio, or is empty.
     """
     if isinstance(source, tuple):
+        if len(source) != 2:
+            raise AudioError(f"a recording as a tuple is (samples, rate), got {len(source)} values")
         samples, rate = _from_array(*source), source[1]
         name = "the array"
     else:
@@ -63,7 +69,10 @@ def resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 
 def _from_array(samples: Any, rate: Any) -> NDArray[np.float32]:
-    array = np.asarray(samples)
+    try:
+        array = np.asarray(samples)
+    except ValueError as error:
+        raise AudioError(f"samples must be numbers of shape [samples] or [channels, samples]: {error}") from error
     if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate <= 0:
         raise AudioError(f"the sampling rate must be a positive whole number, got {rate!r}")
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
@@ -95,8 +104,8 @@ def _read(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[bytes, str
     if isinstance(source, str | os.PathLike):
         return _read_file(source)
     if hasattr(source, "read"):
-        data = source.read()
-        if not isinstance(data, bytes):
+        data = b"" if isinstance(source, io.TextIOBase) else source.read()
+        if isinstance(source, io.TextIOBase) or not isinstance(data, bytes):
             raise AudioError("the file object gives text, not bytes; open it in binary mode ('rb')")
         return data, str(getattr(source, "name", "the file object"))
     raise AudioError(f"cannot read a recording from {type(source).__name__}; give a path, URL, bytes or (samples, rate)")
@@ -122,7 +131,7 @@ def _read_data_url(url: str) -> bytes:
         return unquote_to_bytes(body)
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise AudioError(f"the data URL is not valid base64 ({error})") from error
 
 
@@ -132,14 +141,17 @@ def _read_url(url: str) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
             kind = response.headers.get_content_type()
+            promised = response.headers.get("Content-Length", "")
             data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
     except urllib.error.HTTPError as error:
         raise AudioError(f"{url}: {host} answered {error.code} {error.reason}; check the address") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise AudioError(f"cannot fetch {url}: {reason}; check the address and the network") from error
     if len(data) > MAX_DOWNLOAD_BYTES:
         raise AudioError(f"{url} is larger than {MAX_DOWNLOAD_BYTES >> 20} MiB; cut the recording first")
+    if promised.isdecimal() and len(data) < int(promised):
+        raise AudioError(f"{url} was cut short: {len(data)} of {promised} bytes arrived; try again")
     if kind == "text/html" or data[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise AudioError(f"{url} is a web page (HTML), not a recording; give the address of the file itself")
     return data
@@ -150,12 +162,53 @@ def _decode(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
     import soundfile
 
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if file.format == "MP3" and not _mp3_tells_length(data):
+                return _decode_with_av(data, name)  # libsndfile stops at a length guessed from the bit rate
+            rate, promised = int(file.samplerate), int(file.frames) / file.samplerate
+            samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:
         return _decode_with_av(data, name)
-    if samples.shape[0] == 0 and data[:4] != b"RIFF":
+    seconds = samples.shape[0] / rate
+    if data[:4] == b"RIFF":
+        size, present, bytes_a_second = _wav_data(data)
+        if size == 0 and present:  # streamed; libsndfile believes the 0
+            return _decode_with_av(data, name)
+        if size < _WAV_STREAMED and bytes_a_second:
+            promised = seconds + max(0, size - present) / bytes_a_second
+    elif samples.shape[0] == 0:
         return _decode_with_av(data, name)
-    return np.ascontiguousarray(samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]), int(rate)
+    _refuse_cut_short(name, seconds, promised)
+    return np.ascontiguousarray(samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]), rate
+
+
+def _refuse_cut_short(name: str, seconds: float, promised: float) -> None:
+    if promised - seconds > CUT_SHORT_SECONDS:
+        raise AudioError(
+            f"{name} was cut short: its header promises {promised:.1f} s of sound, {seconds:.1f} s are there; "
+            "copy or download it again, or re-export it"
+        )
+
+
+def _wav_data(data: bytes) -> tuple[int, int, int]:
+    """What a wav file says of its sound: bytes promised by the header, bytes there, bytes a second."""
+    at, bytes_a_second = 12, 0
+    while at + 8 <= len(data):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind == b"fmt ":
+            bytes_a_second = int.from_bytes(data[at + 16 : at + 20], "little")
+        if kind == b"data":
+            return size, len(data) - at - 8, bytes_a_second
+        at += 8 + size + size % 2
+    return 0, 0, bytes_a_second
+
+
+def _mp3_tells_length(data: bytes) -> bool:
+    """Whether the first frame, behind an ID3 tag if there is one, holds the number of frames."""
+    start = 0
+    if data[:3] == b"ID3":
+        start = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    return any(tag in data[start : start + 512] for tag in (b"Xing", b"Info", b"VBRI"))
 
 
 def _decode_with_av(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
@@ -168,18 +221,18 @@ def _decode_with_av(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
                 raise AudioError(f"{name} has no audio track; give a file with sound in it")
             stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="fltp")
-            frames = [
-                out.to_ndarray()
-                for frame in container.decode(stream)
-                for out in resampler.resample(frame)
-            ]
-            frames += [out.to_ndarray() for out in resampler.resample(None)]
-            rate = stream.rate
+            frames = [out for frame in container.decode(stream) for out in resampler.resample(frame)]
+            frames += resampler.resample(None)
+            # elsewhere the duration is an estimate from the bit rate, or that of a longer video
+            exact = stream.duration if container.format.name.startswith(("mov", "flac")) else None
+            promised = float(exact * stream.time_base) if exact and stream.time_base else 0.0
     except AudioError:
         raise
     except (av.FFmpegError, ValueError, IndexError) as error:
         text = getattr(error, "strerror", None) or error
         raise AudioError(f"{hint} ({text}); supported are wav, flac, mp3, ogg, opus, m4a, webm, mp4") from error
-    if not frames or not rate:
+    if not frames:
         raise AudioError(f"{hint} (no sound in it); supported are wav, flac, mp3, ogg, opus, m4a, webm, mp4")
-    return np.ascontiguousarray(np.concatenate(frames, axis=1).mean(axis=0), dtype=np.float32), int(rate)
+    samples, rate = np.concatenate([frame.to_ndarray() for frame in frames], axis=1).mean(axis=0), frames[0].sample_rate
+    _refuse_cut_short(name, samples.shape[0] / rate, promised)
+    return np.ascontiguousarray(samples, dtype=np.float32), int(rate)

@@ -49,9 +49,10 @@ class JsonLinesDataset:
         self.path = path
         self._processor = processor
         try:
-            self._lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except OSError as error:
-            raise UsageError(f"cannot read the training data {path}: {error.strerror}") from error
+            self._lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"cannot read the training data {path}: {reason}") from error
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -66,6 +67,8 @@ class JsonLinesDataset:
 def build_example(row: Mapping[str, Any], folder: Path, processor: Processor) -> Example:
     """One row to ids, mask and clips; `folder` is what relative paths start from."""
     pieces: list[tuple[str, bool]]
+    if not isinstance(row, Mapping):
+        raise UsageError(f"a row is a JSON object, got {type(row).__name__}")
     if "messages" in row:
         conversation = Conversation.parse(row["messages"])
         check(conversation)
@@ -106,6 +109,6 @@ def _chat_pieces(conversation: Conversation, *, complete: bool) -> tuple[list[tu
 
 
 def _resolve(source: AudioSource, folder: Path) -> AudioSource:
-    return folder / source if isinstance(source, str) and "://" not in source else source
-
-
+    if not isinstance(source, str) or "://" in source or source.startswith("data:"):
+        return source
+    return folder / source

@@ -1,0 +1,104 @@
+# `make chat` and `make test` set everything up by themselves, in .venv; later runs find it ready.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help chat test check format bench mini-data mini-train clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Installed before anything else, so that no other package chooses the build. Any pip requirement: TORCH=some.whl
+TORCH ?= torch==2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+chat: $(VENV)/chat.ready  ## ask mini a spoken question and print its answer
+	@$(BIN)/qwen2-audio chat examples/question.flac
+
+test: $(VENV)/dev.ready  ## the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.ready  ## everything that must hold before a commit: format, lint, types, imports, dead code, tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/python -m pytest
+
+format: $(VENV)/dev.ready  ## format the code and mend what ruff can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(VENV)/chat.ready  ## measure time to first token and tokens a second
+	$(BIN)/qwen2-audio bench
+
+clean:  ## remove the environment and all caches (not runs/)
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# --- set-up: one stamp for each set of packages, made anew when pyproject.toml changes
+
+$(VENV)/venv.ready:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "setting up $(VENV) with $$($$python --version); the first time this takes a few minutes"; \
+	    $$python -m venv --clear $(VENV) && touch $@ && exit 0; \
+	    echo "$$python cannot make a virtual environment; install its venv package (Debian: python3-venv)" >&2; exit 1; \
+	  fi; \
+	done; echo "no Python 3.11 or later found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1
+
+$(VENV)/torch.ready: $(VENV)/venv.ready
+	$(PIP) '$(TORCH)'
+	@touch $@
+
+$(VENV)/chat.ready: pyproject.toml $(VENV)/torch.ready
+	$(PIP) --editable '.[mini]'
+	@touch $@
+
+$(VENV)/dev.ready: pyproject.toml $(VENV)/torch.ready
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/speech.ready: pyproject.toml $(VENV)/torch.ready
+	$(PIP) --editable '.[mini,train,speech]'
+	@touch $@
+
+# --- training mini anew; the voices also want the programs flite and espeak-ng
+
+MINI := runs/mini
+RECIPE := $(BIN)/python recipes/mini
+# Sentences to read aloud: gzipped lines `id<TAB>SENTENCE`
+TRANSCRIPTS ?=
+# Optional: a folder of real recordings with a manifest.jsonl (see recipes/mini/conversations.py)
+REAL ?=
+PROCESSES ?= 2
+
+mini-data: $(MINI)/conversations.jsonl $(MINI)/start.safetensors  ## synthesise what mini learns from (TRANSCRIPTS=FILE, REAL=FOLDER)
+
+mini-train: mini-data  ## train mini and put the result into the package; resumes when run again
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) recipes/mini/train.py configs/mini.yaml
+	cp $(MINI)/run/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
+
+$(MINI)/base: | $(VENV)/speech.ready
+	@mkdir -p $(MINI)
+	ln -sfn "$$($(BIN)/python -c 'import sys; from qwen2_audio.checkpoints.hub import find_checkpoint; \
+	  print(find_checkpoint("mini-base", say=lambda line: print(line, file=sys.stderr)))')" $@
+
+$(MINI)/read.jsonl: | $(VENV)/speech.ready
+	@test -n '$(TRANSCRIPTS)' || { echo 'say what to read aloud: make mini-data TRANSCRIPTS=transcripts.tsv.gz' >&2; exit 2; }
+	@mkdir -p $(MINI)
+	$(RECIPE)/reading_texts.py '$(TRANSCRIPTS)' $@
+
+$(MINI)/ask.jsonl: | $(MINI)/base
+	$(RECIPE)/question_texts.py $(MINI)/base $@
+
+$(MINI)/%/manifest.jsonl: $(MINI)/%.jsonl
+	OMP_NUM_THREADS=1 $(RECIPE)/synthesise.py $< $(@D) --processes $(PROCESSES)
+
+$(MINI)/conversations.jsonl: $(MINI)/read/manifest.jsonl $(MINI)/ask/manifest.jsonl
+	$(RECIPE)/conversations.py $@ --read $(MINI)/read --ask $(MINI)/ask $(if $(REAL),--real '$(REAL)')
+
+$(MINI)/start.safetensors: $(MINI)/read/manifest.jsonl | $(MINI)/base
+	$(RECIPE)/closed_form.py $(MINI)/base $(MINI)/read $@

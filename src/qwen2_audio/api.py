@@ -1,0 +1,316 @@
+"""The front door: `load() -> Assistant`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+from qwen2_audio.checkpoints.hub import find_checkpoint
+from qwen2_audio.checkpoints.load import load_config, load_model, read_json
+from qwen2_audio.checkpoints.save import save
+from qwen2_audio.errors import ConversationError, UsageError
+from qwen2_audio.generation.engine import Engine, Request
+from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
+from qwen2_audio.generation.sequence import FinishReason
+from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_turn, with_system
+from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Part, TextPart, user_parts
+from qwen2_audio.processing.processor import Processor, Prompt, load_processor
+from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
+from qwen2_audio.runtime import choose_runtime
+
+Item: TypeAlias = "AudioSource | Part"
+Input: TypeAlias = "Item | Sequence[Item] | Conversation"
+"""One thing to say or show, several in order, or a whole conversation."""
+
+TRANSCRIBE = "Transcribe the speech."
+
+
+class Options(TypedDict, total=False):
+    """Keyword options of every call that generates; see `GenerationOptions`. What is left out (or None) is as the
+    checkpoint's `generation_config.json` says."""
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer. `str(reply)` is its text.
+
+    Attributes:
+        text: the answer.
+        finish_reason: "stop" (it was complete), "length" (cut at max_new_tokens or the end of the context) or "cancelled".
+        tokens: ids of the answer, the one that ended it included.
+        prompt_tokens: number of tokens in front of the answer.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class ReplyStream:
+    """Iterate over an answer's text as it is written; `cancel()` ends it early; `reply` is the answer so far."""
+
+    def __init__(self, engine: Engine, request: Request, session: Session | None = None) -> None:
+        self._tokens: list[int] = []
+        self._pieces: list[str] = []
+        self._finish: FinishReason | None = None
+        self._cancelled = False
+        self._prompt_tokens = len(request.context) + len(request.ids)
+        self._session = session
+        cache = session.cache if session else None
+        self._steps = engine.run([request], cache, lambda: self._cancelled)
+
+    def __iter__(self) -> Iterator[str]:
+        for step in self._steps:
+            self._tokens.append(step.token)
+            self._pieces.append(step.text)
+            self._finish = step.finish_reason
+            if step.finish_reason and self._session:
+                self._session._finished(self.reply)
+            if step.text:
+                yield step.text
+        if self._finish is None:
+            self._finish = "cancelled"
+            if self._session:
+                self._session._finished(self.reply)
+
+    def cancel(self) -> None:
+        """Stop before the next token. May be called from another thread."""
+        self._cancelled = True
+
+    @property
+    def reply(self) -> Reply:
+        """The answer so far; whole once the iteration has ended."""
+        return Reply("".join(self._pieces), self._finish or "cancelled", tuple(self._tokens), self._prompt_tokens)
+
+    def run(self) -> Reply:
+        """Go through to the end."""
+        for _ in self:
+            pass
+        return self.reply
+
+
+class Assistant:
+    """A loaded model, ready to be talked to."""
+
+    def __init__(self, engine: Engine, processor: Processor, defaults: GenerationOptions, folder: Path) -> None:
+        self.engine = engine
+        self.processor = processor
+        self.defaults = defaults
+        self.folder = folder
+
+    @property
+    def model(self) -> Any:
+        """The neural network, a `qwen2_audio.model.qwen2_audio.Qwen2Audio`."""
+        return self.engine.model
+
+    def chat(self, message: Input, *, system: str | None = None, **options: Unpack[Options]) -> Reply:
+        """Answer one message: a recording (voice chat), recordings and text (audio analysis), text, or a conversation."""
+        return self.stream(message, system=system, **options).run()
+
+    def stream(self, message: Input, *, system: str | None = None, **options: Unpack[Options]) -> ReplyStream:
+        """Like `chat`, but the text comes piece by piece."""
+        prompt = self.processor.prepare(as_conversation(message, system))
+        return ReplyStream(self.engine, self._request(prompt, options))
+
+    def batch(self, messages: Sequence[Input], *, system: str | None = None, **options: Unpack[Options]) -> list[Reply]:
+        """Answer several unrelated messages or conversations together; each as if it were alone."""
+        if isinstance(messages, str | bytes | Conversation):
+            raise UsageError("batch takes a list of messages, one for each answer; for a single one use chat")
+        prompts = [self.processor.prepare(as_conversation(message, system)) for message in messages]
+        return self._run([self._request(prompt, options) for prompt in prompts])
+
+    def transcribe(self, audio: AudioSource, **options: Unpack[Options]) -> Reply:
+        """Write down what is said; recordings over 30 s window by window."""
+        return self.transcribe_many([audio], **options)[0]
+
+    def transcribe_many(self, audios: Sequence[AudioSource], **options: Unpack[Options]) -> list[Reply]:
+        """Write down what is said in several recordings, together. Greedy unless `temperature` is given."""
+        options = {"temperature": 0.0, **options}
+        prompts: list[Prompt] = []
+        owners: list[int] = []
+        for owner, audio in enumerate(audios):
+            heard, _ = self.processor.hear(Conversation().user(_as_audio(audio)))
+            for part in heard.messages[0].parts:
+                prompts.append(self.processor.prepare(Conversation().user(part, TextPart(TRANSCRIBE))))
+                owners.append(owner)
+        replies = self._run([self._request(prompt, options) for prompt in prompts])
+        return [_joined([r for r, o in zip(replies, owners, strict=True) if o == owner]) for owner in range(len(audios))]
+
+    def complete(
+        self, audios: AudioSource | Sequence[AudioSource], instruction: str, **options: Unpack[Options]
+    ) -> Reply:
+        """The base model's bare prompt: recordings directly followed by the instruction, no chat."""
+        many = audios if isinstance(audios, list) else [audios]
+        prompt = self.processor.prepare_base(many, instruction)
+        return self._run([self._request(prompt, options)])[0]
+
+    def session(self, *, system: str | None = None) -> Session:
+        """A chat of many turns that never computes anything twice."""
+        return Session(self, system)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model as a checkpoint folder in the published layout."""
+        save(self.engine.model, Path(folder), source=self.folder)
+
+    def options(self, given: Options) -> GenerationOptions:
+        """The checkpoint's defaults with what the caller gave put in their place."""
+        unknown = given.keys() - Options.__annotations__.keys()
+        if unknown:
+            known = ", ".join(Options.__annotations__)
+            raise UsageError(f"unknown option {sorted(unknown)[0]!r}; the options are {known}")
+        return self.defaults.override(**given)
+
+    def _request(self, prompt: Prompt, given: Options) -> Request:
+        return Request(prompt.ids, prompt.clips, self.options(given))
+
+    def _run(self, requests: list[Request]) -> list[Reply]:
+        texts: list[list[str]] = [[] for _ in requests]
+        tokens: list[list[int]] = [[] for _ in requests]
+        ends: list[FinishReason] = ["cancelled"] * len(requests)
+        for step in self.engine.run(requests) if requests else ():
+            texts[step.index].append(step.text)
+            tokens[step.index].append(step.token)
+            ends[step.index] = step.finish_reason or ends[step.index]
+        return [
+            Reply("".join(text), end, tuple(ids), len(request.ids))
+            for text, end, ids, request in zip(texts, ends, tokens, requests, strict=True)
+        ]
+
+
+class Session:
+    """A conversation that goes on: the cache keeps what was heard and said, a new turn costs only what is new in it."""
+
+    def __init__(self, assistant: Assistant, system: str | None) -> None:
+        self._assistant = assistant
+        self._system = system
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.conversation = Conversation().system(self._system) if self._system is not None else Conversation()
+        self.cache = self._assistant.engine.model.new_cache(1, 512)
+        self._cached: list[int] = []
+        self._pending: list[int] = []
+        self._audios = 0
+
+    def send(self, *message: Item, **options: Unpack[Options]) -> Reply:
+        """Say something; the answer becomes part of the conversation."""
+        return self.stream(*message, **options).run()
+
+    def stream(self, *message: Item, **options: Unpack[Options]) -> ReplyStream:
+        """Like `send`, piece by piece. The turn counts once the stream has been read to its end."""
+        assistant, processor = self._assistant, self._assistant.processor
+        chosen = assistant.options(options)
+        new = Conversation().add("user", *user_parts(message))
+        check(new)
+        heard, clips = processor.hear(new)
+        opening = with_system(self.conversation.add("user", TextPart(""))).messages[0]
+        text = render_turn(opening, 0)[0] if not self._cached and not self._pending else ""
+        turn, audios = render_turn(heard.messages[0], self._audios)
+        ids = self._pending + processor.encode(text + turn + GENERATION_PROMPT, clips)
+        processor.check_context(len(self._cached) + len(ids))
+        self.cache.truncate(0, len(self._cached))
+        self._turn = (new, audios, self._cached + ids)
+        return ReplyStream(assistant.engine, Request(ids, clips, chosen, context=self._cached), self)
+
+    def _finished(self, reply: Reply) -> None:
+        """Enter an answer: keep what the cache holds of it, and remember what must follow before the next turn."""
+        new, self._audios, prompt = self._turn
+        self.conversation = Conversation((*self.conversation.messages, *new.messages)).assistant(reply.text)
+        tokenizer = self._assistant.processor.tokenizer
+        said = list(reply.tokens)
+        end = tokenizer.id_of(IM_END)
+        if said and said[-1] in self._assistant.engine.end_ids:
+            said.pop()
+        if tokenizer.decode(said, skip_special=True) != reply.text:  # cut by a stop string
+            said = tokenizer.encode(reply.text)
+        whole = prompt + said
+        held = self.cache.lengths[0]
+        actual = (prompt + list(reply.tokens))[:held]
+        same = next((i for i, (a, b) in enumerate(zip(actual, whole, strict=False)) if a != b), min(held, len(whole)))
+        self._cached, self._pending = whole[:same], [*whole[same:], end, *tokenizer.encode("\n")]
+
+
+def load(
+    model: str | Path = "mini",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    offline: bool = False,
+) -> Assistant:
+    """Find, fetch if need be, and load a model.
+
+    Args:
+        model: "mini"; a checkpoint folder; a hub name such as "Qwen/Qwen2-Audio-7B-Instruct" (also "hf:NAME"); or
+            "modelscope:NAME".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto", "float32", "bfloat16", "float16".
+        revision: branch, tag or commit of a hub model.
+        offline: use only what is on this machine.
+
+    Raises:
+        CheckpointError: the model cannot be found, fetched or read.
+        UsageError: the device or dtype makes no sense here.
+    """
+    runtime = choose_runtime(device, dtype)
+    folder = find_checkpoint(str(model), revision=revision, offline=offline)
+    config = load_config(folder)
+    processor = load_processor(folder, config)
+    network = load_model(folder, device=runtime.device, dtype=runtime.dtype)
+    file = folder / "generation_config.json"
+    fallback = [processor.tokenizer.id_of(token) for token in (IM_END, END_OF_TEXT)]
+    defaults = GenerationDefaults.from_hf(read_json(file) if file.exists() else {}, fallback)
+    engine = Engine(network, processor.tokenizer, defaults.end_ids)
+    return Assistant(engine, processor, defaults.options, folder)
+
+
+def as_conversation(message: Input, system: str | None = None) -> Conversation:
+    """A message as a conversation; a list of dicts is read as the original's conversation form."""
+    if isinstance(message, Conversation):
+        conversation = message
+    elif isinstance(message, list) and message and all(isinstance(item, dict) for item in message):
+        conversation = Conversation.parse(message)
+    elif isinstance(message, list):
+        conversation = Conversation().user(*message)
+    else:
+        conversation = Conversation().user(message)
+    if system is None:
+        return conversation
+    if conversation.messages and conversation.messages[0].role == "system":
+        raise ConversationError("a system message is given twice: in the conversation and as system=")
+    return Conversation((*Conversation().system(system).messages, *conversation.messages))
+
+
+def _as_audio(audio: AudioSource | Part) -> AudioPart:
+    if isinstance(audio, TextPart):
+        raise ConversationError(f"there is nothing to transcribe in a text: {audio.text!r:.60}")
+    return audio if isinstance(audio, AudioPart) else AudioPart(audio)
+
+
+def _joined(replies: list[Reply]) -> Reply:
+    """The windows of one recording as one answer."""
+    if len(replies) == 1:
+        return replies[0]
+    cut = any(reply.finish_reason == "length" for reply in replies)
+    return Reply(
+        " ".join(reply.text.strip() for reply in replies),
+        "length" if cut else "stop",
+        tuple(token for reply in replies for token in reply.tokens),
+        sum(reply.prompt_tokens for reply in replies),
+    )

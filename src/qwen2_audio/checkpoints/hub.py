@@ -1,0 +1,139 @@
+"""Finding a checkpoint: a built-in name, a folder, Hugging Face or ModelScope; fetched if it is not here yet."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qwen2_audio.checkpoints import mini
+from qwen2_audio.errors import CheckpointError, DownloadError
+
+PUBLISHED = ("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2-Audio-7B")
+BUILT_IN = ("mini", "mini-base")
+"""`mini`, and `mini-base`: its third-party parts alone, before it learnt to listen (where its training starts)."""
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find_checkpoint(
+    name: str, *, revision: str | None = None, offline: bool = False, say: Callable[[str], None] = print
+) -> Path:
+    """The folder of a model, fetched first if need be.
+
+    Args:
+        name: a built-in name, a folder, `OWNER/NAME` or `hf:OWNER/NAME` (Hugging Face), `modelscope:OWNER/NAME`.
+        revision: branch, tag or commit of a hub model.
+        offline: use only what is on this machine.
+        say: told what is being fetched.
+
+    Raises:
+        CheckpointError: no such model.
+        DownloadError: it could not be fetched.
+    """
+    if name in BUILT_IN:
+        return _built_in(name, offline=offline, say=say)
+    if name.startswith("modelscope:"):
+        return _from_modelscope(_repository(name.removeprefix("modelscope:")), revision, offline=offline)
+    if name.startswith("hf:"):
+        return _from_hugging_face(_repository(name.removeprefix("hf:")), revision, offline=offline)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{name} is a file; give the checkpoint's folder")
+    if _REPOSITORY.fullmatch(name) and not name.startswith("."):
+        return _from_hugging_face(name, revision, offline=offline)
+    raise CheckpointError(f"unknown model {name!r}: neither a built-in name nor a folder{_nearest(name)}")
+
+
+def cache_folder() -> Path:
+    """Where built-in models are kept: $QWEN2_AUDIO_CACHE, or `qwen2-audio` in the user's cache folder."""
+    given = os.environ.get("QWEN2_AUDIO_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen2-audio"
+
+
+def _nearest(name: str) -> str:
+    names = [*BUILT_IN, *PUBLISHED]
+    lower = {known.lower(): known for known in names} | {known.split("/")[-1].lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    known = ", ".join(names)
+    return f"; did you mean {lower[near[0]]!r}?" if near else f"; known are {known}, hf:OWNER/NAME, modelscope:OWNER/NAME"
+
+
+def _repository(name: str) -> str:
+    if not _REPOSITORY.fullmatch(name):
+        raise CheckpointError(f"{name!r} is not of the form OWNER/NAME{_nearest(name)}")
+    return name
+
+
+def _built_in(name: str, *, offline: bool, say: Callable[[str], None]) -> Path:
+    trained = mini.TRAINED_PART if name == "mini" else None
+    stamp = hashlib.sha256("".join(mini.PACKAGES.values()).encode())
+    if trained is not None:
+        if not trained.exists():
+            raise CheckpointError(f"{trained} is missing; reinstall qwen2-audio")
+        stamp.update(trained.read_bytes())
+    folder = cache_folder() / f"{name}-{stamp.hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    if offline:
+        raise DownloadError(f"{name} is not on this machine yet and offline was asked for; run: qwen2-audio download {name}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownloadError(f"cannot write to {folder.parent}: {error.strerror}; set QWEN2_AUDIO_CACHE") from error
+    mini.assemble(folder, trained=trained, say=say)
+    for old in folder.parent.glob(f"{name}-????????????"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _from_hugging_face(name: str, revision: str | None, *, offline: bool) -> Path:
+    """huggingface_hub resumes, shows progress, and honours HF_ENDPOINT (a mirror), HF_HOME, HF_HUB_OFFLINE, HF_TOKEN."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        found = snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=offline)
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"Hugging Face has no model {name!r} (or it is private: set HF_TOKEN){_nearest(name)}"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        what = "offline was asked for" if offline else "the hub cannot be reached"
+        raise DownloadError(
+            f"{name} is not on this machine and {what}; check the network, set HF_ENDPOINT to a mirror, "
+            f"or use modelscope:{name}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise _failed(name, "Hugging Face", error) from error
+    return Path(found)
+
+
+def _from_modelscope(name: str, revision: str | None, *, offline: bool) -> Path:
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise DownloadError('ModelScope needs its own package: pip install "qwen2-audio[modelscope]"') from None
+    given: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        found = snapshot_download(name, allow_patterns=PATTERNS, local_files_only=offline, **given)
+    except Exception as error:  # modelscope raises many kinds, bare ones among them
+        raise _failed(name, "ModelScope", error) from error
+    return Path(found)
+
+
+def _failed(name: str, hub: str, error: Exception) -> DownloadError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return DownloadError(
+        f"could not fetch {name} from {hub}: {reason}; check network and free disk space, then run it again (it resumes)"
+    )

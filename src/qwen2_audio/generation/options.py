@@ -1,0 +1,111 @@
+"""What a caller can say about an answer, and what a checkpoint says when the caller is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from qwen2_audio.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How to choose tokens and when to stop.
+
+    Attributes:
+        max_new_tokens: the longest answer; None: as much as the context holds.
+        temperature: 0 is greedy; above 0 the logits are divided by it and a token is drawn.
+        top_k: draw among the k most likely tokens only; 0 is off.
+        top_p: draw among the fewest tokens whose probabilities add up to at least this; 1 is off.
+        min_p: drop tokens less likely than this share of the most likely one; 0 is off.
+        repetition_penalty: logits of tokens that stand in the prompt or the answer are divided by it when positive and
+            multiplied when negative; 1 is off. It applies to greedy decoding too, as in `transformers`.
+        seed: makes drawing repeatable, whatever else is in the batch; None: a fresh one each time.
+        stop: the answer ends before the first of these strings.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        limit = self.max_new_tokens
+        _check(limit is None or _whole(limit, 1), "max_new_tokens", "a whole number above 0", limit)
+        _check(_real(self.temperature) and self.temperature >= 0, "temperature", "at least 0", self.temperature)
+        _check(_whole(self.top_k, 0), "top_k", "a whole number, at least 0", self.top_k)
+        _check(_real(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        _check(_real(self.min_p) and 0 <= self.min_p <= 1, "min_p", "from 0 to 1", self.min_p)
+        penalty = self.repetition_penalty
+        _check(_real(penalty) and penalty > 0, "repetition_penalty", "above 0", penalty)
+        _check(self.seed is None or _whole(self.seed, 0), "seed", "a whole number, at least 0", self.seed)
+        _check(all(isinstance(text, str) and text for text in self.stop), "stop", "texts that are not empty", self.stop)
+
+    def override(
+        self,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> GenerationOptions:
+        """These options with those given put in their place; None leaves an option as it is."""
+        given = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+            "stop": (stop,) if isinstance(stop, str) else tuple(stop) if stop is not None else None,
+        }
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """A checkpoint's `generation_config.json`: default options, and the tokens that end an answer."""
+
+    options: GenerationOptions
+    end_ids: frozenset[int]
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], fallback_end_ids: Sequence[int]) -> GenerationDefaults:
+        """Read the file's contents; `do_sample: false` means temperature 0, a missing value means `transformers`' default.
+
+        Args:
+            fallback_end_ids: what ends an answer when the file does not say.
+        """
+        drawn = bool(config.get("do_sample", False))
+        values: dict[str, Any] = {"max_new_tokens": config.get("max_new_tokens")}
+        if drawn:
+            values |= {"temperature": 1.0, "top_k": 50}
+        names = {field.name for field in fields(GenerationOptions)} - {"seed", "stop", "max_new_tokens"}
+        if not drawn:
+            names = {"repetition_penalty"}
+        values |= {name: config[name] for name in names if config.get(name) is not None}
+        end = config.get("eos_token_id", list(fallback_end_ids))
+        return cls(GenerationOptions(**values), frozenset([end] if isinstance(end, int) else end))
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _check(valid: bool, name: str, rule: str, got: Any) -> None:
+    if not valid:
+        raise UsageError(f"{name} must be {rule}, got {got!r}")

@@ -1,0 +1,49 @@
+"""Where and how the model runs: device and dtype, chosen once and returned as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qwen2_audio.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A device and the dtype of the weights on it."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def choose_runtime(device: str = "auto", dtype: str = "auto") -> Runtime:
+    """Pick the best device there is, and a dtype that is fast on it.
+
+    `auto` means: the first CUDA device, else Apple's MPS, else the CPU; bfloat16 on a CUDA device that has it (float16 on
+    older ones and on MPS), float32 on a CPU (most CPUs multiply bfloat16 many times more slowly).
+
+    Raises:
+        UsageError: an unknown dtype, or a device that is not there.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"cannot use the device {device!r} ({reason}); try --device cpu") from error
+    if dtype != "auto":
+        return Runtime(chosen, getattr(torch, dtype))
+    if chosen.type == "cuda":
+        return Runtime(chosen, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    return Runtime(chosen, torch.float16 if chosen.type == "mps" else torch.float32)

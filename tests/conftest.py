@@ -1,0 +1,40 @@
+"""Fixtures shared by all tests; the functions behind them stand in `tiny.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from tests.tiny import tiny_config, tiny_folder, tiny_model
+
+from qwen2_audio.config import Qwen2AudioConfig
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.processing.processor import Processor, load_processor
+
+settings.register_profile("qwen2-audio", deadline=None, max_examples=50)
+settings.load_profile("qwen2-audio")
+
+
+@pytest.fixture(scope="session")
+def config() -> Qwen2AudioConfig:
+    """The shape of `model`."""
+    return tiny_config()
+
+
+@pytest.fixture(scope="session")
+def model(config: Qwen2AudioConfig) -> Qwen2Audio:
+    """A tiny random model, shared: do not change its weights."""
+    return tiny_model(config)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, model: Qwen2Audio) -> Path:
+    """The checkpoint folder of `model`, shared: do not write to it."""
+    return tiny_folder(tmp_path_factory.mktemp("checkpoint") / "tiny", model)
+
+
+@pytest.fixture(scope="session")
+def processor(folder: Path, config: Qwen2AudioConfig) -> Processor:
+    """The processor of `folder`."""
+    return load_processor(folder, config)
