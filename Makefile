@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Installed before anything else, so that no other package chooses the build. Any pip requirement: TORCH=some.whl
 TORCH ?= torch==2.13.0
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -32,7 +32,7 @@ format: $(VENV)/dev.ready  ## format the code and mend what ruff can mend
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/chat.ready  ## measure time to first token and tokens a second
+bench: $(VENV)/dev.ready  ## time mini, side by side with transformers
 	$(BIN)/qwen2-audio bench
 
 clean:  ## remove the environment and all caches (not runs/)

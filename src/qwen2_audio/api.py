@@ -14,6 +14,7 @@ from qwen2_audio.errors import ConversationError, UsageError
 from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
 from qwen2_audio.generation.sequence import FinishReason
+from qwen2_audio.model.linear import pack_linears
 from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_turn, with_system
 from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Part, TextPart, user_parts
 from qwen2_audio.processing.processor import Processor, Prompt, load_processor
@@ -273,6 +274,7 @@ def load(
     config = load_config(folder)
     processor = load_processor(folder, config)
     network = load_model(folder, device=runtime.device, dtype=runtime.dtype)
+    pack_linears(network)
     file = folder / "generation_config.json"
     fallback = [processor.tokenizer.id_of(token) for token in (IM_END, END_OF_TEXT)]
     defaults = GenerationDefaults.from_hf(read_json(file) if file.exists() else {}, fallback)

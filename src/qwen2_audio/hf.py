@@ -251,8 +251,10 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
         logits = logits.flatten(0, 1).index_copy(0, places, packed).view_as(logits)
         if labels is None:
             return Output(logits)
-        shifted = logits[:, :-1].flatten(0, 1).float()
-        loss = cross_entropy(shifted, labels[:, 1:].flatten().to(self.device), ignore_index=IGNORE_INDEX)
+        targets = labels[:, 1:].to(self.device)
+        if attention_mask is not None:  # nothing is predicted from padding
+            targets = targets.masked_fill(attention_mask[:, :-1].to(self.device) == 0, IGNORE_INDEX)
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
         return Output(logits, loss)
 
     def generate(

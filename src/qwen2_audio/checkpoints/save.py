@@ -71,8 +71,8 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _write_weights(model: Qwen2Audio, folder: Path, shard_bytes: int) -> None:
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.text.tie_word_embeddings:
-        del state["language_model.lm_head.weight"]
+    if model.config.text.tie_word_embeddings:  # transformers does not tie this model's head: it wants its own copy
+        state["language_model.lm_head.weight"] = state["language_model.lm_head.weight"].clone()
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in state.items():

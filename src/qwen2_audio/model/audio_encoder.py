@@ -14,16 +14,17 @@ from torch.nn.functional import gelu
 
 from qwen2_audio.config import AudioConfig, audio_tokens, encoder_frames
 from qwen2_audio.model.attention import attend
+from qwen2_audio.model.linear import Linear
 
 
 class EncoderAttention(nn.Module):
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.heads = config.encoder_attention_heads
-        self.q_proj = nn.Linear(config.d_model, config.d_model)
-        self.k_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.v_proj = nn.Linear(config.d_model, config.d_model)
-        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.q_proj = Linear(config.d_model, config.d_model)
+        self.k_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.v_proj = Linear(config.d_model, config.d_model)
+        self.out_proj = Linear(config.d_model, config.d_model)
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -37,8 +38,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = EncoderAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
-        self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
+        self.fc1 = Linear(config.d_model, config.encoder_ffn_dim)
+        self.fc2 = Linear(config.encoder_ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.functional import silu
 from qwen2_audio.config import TextConfig
 from qwen2_audio.model.attention import attend, attend_cached
 from qwen2_audio.model.kv_cache import KVCache
+from qwen2_audio.model.linear import Linear
 
 
 class RMSNorm(nn.Module):
@@ -30,18 +31,19 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(config: TextConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, [tokens, 1, head_dim] each, for int positions [tokens]."""
+    """Cosine and signed sine of the rotary angles, [tokens, 1, head_dim] each, for int positions [tokens]."""
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=positions.device).float()
     frequencies = 1.0 / config.rope_theta ** (steps / config.head_dim)
     angles = positions.float()[:, None] * frequencies
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = angles.cos(), angles.sin()
+    signed = torch.cat([-sin, sin], dim=-1)[:, None]
+    return torch.cat([cos, cos], dim=-1)[:, None].to(dtype), signed.to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding, "rotate half" convention, of x [tokens, heads, head_dim]."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin)
 
 
 class Attention(nn.Module):
@@ -50,10 +52,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = Linear(config.hidden_size, kv_size)
+        self.v_proj = Linear(config.hidden_size, kv_size)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor], lengths: Sequence[int], cache: KVCache | None
@@ -71,9 +73,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
@@ -125,7 +127,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

@@ -72,7 +72,7 @@ def _from_array(samples: Any, rate: Any) -> NDArray[np.float32]:
     try:
         array = np.asarray(samples)
     except ValueError as error:
-        raise AudioError(f"samples must be numbers of shape [samples] or [channels, samples]: {error}") from error
+        raise AudioError(f"samples must be numbers of shape [samples] or [channels, samples]; {error}") from error
     if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate <= 0:
         raise AudioError(f"the sampling rate must be a positive whole number, got {rate!r}")
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
@@ -120,7 +120,8 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[bytes, str]:
     except IsADirectoryError:
         raise AudioError(f"{file} is a folder; give an audio file") from None
     except (OSError, ValueError) as error:
-        raise AudioError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(f"cannot read {file}: {reason}; check the path and its permissions") from error
 
 
 def _read_data_url(url: str) -> bytes:
@@ -132,18 +133,19 @@ def _read_data_url(url: str) -> bytes:
     try:
         return base64.b64decode(body, validate=True)
     except ValueError as error:
-        raise AudioError(f"the data URL is not valid base64 ({error})") from error
+        raise AudioError(f"the data URL is not valid base64 ({error}); encode the file again") from error
 
 
 def _read_url(url: str) -> bytes:
-    host = urlsplit(url).netloc
-    request = urllib.request.Request(url, headers={"User-Agent": "qwen2-audio"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "qwen2-audio"})
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
             kind = response.headers.get_content_type()
             promised = response.headers.get("Content-Length", "")
             data: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
     except urllib.error.HTTPError as error:
+        error.close()
+        host = urlsplit(url).netloc
         raise AudioError(f"{url}: {host} answered {error.code} {error.reason}; check the address") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error

@@ -1,0 +1,105 @@
+"""How well does a model listen? Word error rate on real recordings, and answers to spoken questions.
+
+    python recipes/mini/measure.py --model mini --read LIBRISPEECH_FOLDER
+    python recipes/mini/measure.py --model mini --ask
+
+`--read` transcribes the clips of split "test" of a folder with a manifest.jsonl (fields audio, gt, split). `--ask` speaks the
+50 questions of test_questions.txt with a voice never trained on, and compares each answer with the model's answer to the
+same question in writing: both are printed, and counted as equal when at least half of their words agree (F1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from voices import HELD_OUT, speak
+
+from qwen2_audio import Assistant, load
+
+QUESTIONS = Path(__file__).with_name("test_questions.txt")
+
+
+def words(text: str) -> list[str]:
+    """Lower case, without punctuation (apostrophes stay)."""
+    return re.sub(r"[^a-z0-9' ]+", " ", text.lower()).split()
+
+
+def edits(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """Word-level Levenshtein distance."""
+    row = np.arange(len(hypothesis) + 1)
+    for i, word in enumerate(reference, 1):
+        change = row[:-1] + np.array([word != other for other in hypothesis], dtype=int)
+        best = np.minimum(change, row[1:] + 1)
+        row = np.minimum.accumulate(np.concatenate([[i], best]) - np.arange(len(row))) + np.arange(len(row))
+    return int(row[-1])
+
+
+def word_f1(a: str, b: str) -> float:
+    """Harmonic mean of the shares of words that both texts have in common."""
+    left, right = Counter(words(a)), Counter(words(b))
+    common = sum((left & right).values())
+    return 2 * common / max(sum(left.values()) + sum(right.values()), 1)
+
+
+def measure_reading(assistant: Assistant, folder: Path, batch: int) -> None:
+    """Print the word error rate over the test clips of a folder."""
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    rows = sorted((row for row in rows if row["split"] == "test"), key=lambda row: row["duration"])
+    wrong = total = 0
+    started = time.monotonic()
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        replies = assistant.transcribe_many([folder / row["audio"] for row in part], max_new_tokens=160)
+        for row, reply in zip(part, replies, strict=True):
+            reference, heard = words(row["gt"]), words(reply.text)
+            wrong += edits(reference, heard)
+            total += len(reference)
+            print(f"{row['id']}\n  said:  {' '.join(reference)}\n  heard: {' '.join(heard)}")
+    print(f"word error rate {wrong / total:.1%} ({wrong}/{total} words, {len(rows)} clips, {time.monotonic() - started:.0f} s)")
+
+
+def measure_questions(assistant: Assistant, voice: str) -> None:
+    """Print answers to spoken and to written questions side by side."""
+    questions = QUESTIONS.read_text().split("\n")[:50]
+    speech = [(speak(voice, question), 16_000) for question in questions]
+    options = {"temperature": 0.0, "max_new_tokens": 40}
+    spoken = [reply.text for s in range(0, 50, 10) for reply in assistant.batch(speech[s : s + 10], **options)]  # type: ignore[arg-type]
+    written = [reply.text for s in range(0, 50, 10) for reply in assistant.batch(questions[s : s + 10], **options)]  # type: ignore[arg-type]
+    heard = assistant.transcribe_many(speech, max_new_tokens=40)
+    equal = 0
+    for question, a, b, text in zip(questions, spoken, written, heard, strict=True):
+        same = word_f1(a, b) >= 0.5
+        equal += same
+        print(f"{'=' if same else ' '} {question}\n    heard as: {text}\n    spoken:  {a!r}\n    written: {b!r}")
+    errors = sum(edits(words(q), words(t.text)) for q, t in zip(questions, heard, strict=True))
+    total = sum(len(words(q)) for q in questions)
+    print(f"{equal} of {len(questions)} answers alike ({voice}); asked to transcribe them: {errors / total:.1%} word errors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--read", type=Path)
+    parser.add_argument("--ask", action="store_true")
+    parser.add_argument("--voice", default=HELD_OUT[0])
+    parser.add_argument("--batch", type=int, default=8)
+    args = parser.parse_args()
+    if not args.read and not args.ask:
+        sys.exit("give --read FOLDER, --ask, or both")
+    assistant = load(args.model)
+    if args.read:
+        measure_reading(assistant, args.read, args.batch)
+    if args.ask:
+        measure_questions(assistant, args.voice)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Choosing tokens: the same scores as transformers' processors, and nothing that depends on the neighbours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qwen2_audio.errors import UsageError
+from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
+from qwen2_audio.generation.sampling import Sampler, penalise, restrict
+
+VOCAB = 50
+
+
+def reference(scores: Tensor, ids: list[int], options: GenerationOptions) -> Tensor:
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    steps = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(options.repetition_penalty)])
+    steps.append(TemperatureLogitsWarper(options.temperature))
+    if options.top_k:
+        steps.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        steps.append(TopPLogitsWarper(options.top_p))
+    if options.min_p:
+        steps.append(MinPLogitsWarper(options.min_p))
+    return steps(torch.tensor([ids]), scores[None])[0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    temperature=st.floats(0.2, 2.0),
+    top_k=st.integers(0, 60),
+    top_p=st.sampled_from([0.05, 0.3, 0.5, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.02, 0.3]),
+    penalty=st.sampled_from([1.0, 1.1, 2.0, 0.7]),
+)
+def test_scores_equal_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float, penalty: float
+) -> None:
+    torch.manual_seed(seed)
+    scores = torch.randn(VOCAB) * 3
+    ids = torch.randint(0, VOCAB, (12,)).tolist()
+    options = GenerationOptions(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty
+    )
+    seen = torch.zeros(VOCAB, dtype=torch.bool)
+    seen[ids] = True
+    ours = restrict(penalise(scores, seen, penalty) / temperature, options)
+    torch.testing.assert_close(ours, reference(scores.clone(), ids, options))
+
+
+def test_seed_repeats_and_differs() -> None:
+    scores = [torch.randn(VOCAB, generator=torch.Generator().manual_seed(i)) for i in range(20)]
+
+    def draw(seed: int | None) -> list[int]:
+        sampler = Sampler(GenerationOptions(temperature=1.0, seed=seed), [1], VOCAB)
+        return [sampler.choose(s) for s in scores]
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+    assert draw(None) != draw(None)
+
+
+def test_penalty_counts_prompt_and_answer() -> None:
+    sampler = Sampler(GenerationOptions(repetition_penalty=10.0), [0], 3)
+    scores = torch.tensor([3.0, 2.0, 1.0])
+    assert [sampler.choose(scores) for _ in range(3)] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("top_k", -1),
+        ("top_k", 2.5),
+        ("min_p", 2),
+        ("repetition_penalty", 0),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", True),
+        ("seed", -1),
+        ("stop", ""),
+    ],
+)
+def test_bad_options_are_named(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=name):
+        GenerationOptions().override(**{name: value})  # type: ignore[arg-type]
+
+
+def test_defaults_of_a_checkpoint() -> None:
+    published = {
+        "do_sample": True, "temperature": 0.7, "top_p": 0.5, "top_k": 20, "repetition_penalty": 1.1,
+        "eos_token_id": [151643, 151645],
+    }  # fmt: skip
+    defaults = GenerationDefaults.from_hf(published, [9])
+    assert defaults.options == GenerationOptions(temperature=0.7, top_p=0.5, top_k=20, repetition_penalty=1.1)
+    assert defaults.end_ids == {151643, 151645}
+    greedy = GenerationDefaults.from_hf(published | {"do_sample": False}, [9])
+    assert greedy.options == GenerationOptions(repetition_penalty=1.1)
+    assert GenerationDefaults.from_hf({}, [9]).end_ids == {9}

@@ -1,0 +1,66 @@
+"""LoRA starts as the identity; merged it is the plain model again, with the same answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qwen2_audio.errors import UsageError
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.training.lora import LoraLinear, add_lora, merge_lora, trained_state
+from tests.tiny import tiny_model
+
+PATTERN = r"language_model\.model\.layers\.\d+\.(self_attn|mlp)\.\w+"
+IDS = torch.arange(3, 30)
+
+
+def logits(model: Qwen2Audio) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS, [len(IDS)])
+
+
+def wrapped(*, moved: bool) -> Qwen2Audio:
+    model = tiny_model()
+    add_lora(model, PATTERN, rank=4, scale=0.5)
+    if moved:
+        torch.manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_starts_as_identity() -> None:
+    assert torch.equal(logits(wrapped(moved=False)), logits(tiny_model()))
+
+
+def test_names_and_what_is_trained() -> None:
+    model = tiny_model()
+    names = add_lora(model, PATTERN, rank=4, scale=0.5)
+    layers = model.config.text.num_hidden_layers
+    assert len(names) == 7 * layers
+    assert set(trained_state(model)) == {f"{name}.lora_{m}" for name in names for m in "AB"}
+    assert trained_state(model)[f"{names[0]}.lora_A"].shape == (4, 64)
+
+
+def test_merged_equals_wrapped() -> None:
+    model = wrapped(moved=True)
+    before = logits(model)
+    assert not torch.allclose(before, logits(tiny_model()), atol=1e-2)
+    merge_lora(model)
+    torch.testing.assert_close(logits(model), before, atol=1e-4, rtol=0)
+    assert model.state_dict().keys() == tiny_model().state_dict().keys()
+    assert not any(isinstance(module, LoraLinear) for module in model.modules())
+
+
+def test_only_the_correction_learns() -> None:
+    model = wrapped(moved=True)
+    model(IDS, [len(IDS)]).square().mean().backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == set(trained_state(model))
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.grad is not None)
+
+
+def test_pattern_without_match() -> None:
+    with pytest.raises(UsageError, match="no linear layer matches the LoRA target 'nothing'"):
+        add_lora(tiny_model(), "nothing", rank=4, scale=1.0)
