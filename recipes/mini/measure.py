@@ -63,7 +63,9 @@ def measure_reading(assistant: Assistant, folder: Path, batch: int) -> None:
             wrong += edits(reference, heard)
             total += len(reference)
             print(f"{row['id']}\n  said:  {' '.join(reference)}\n  heard: {' '.join(heard)}")
-    print(f"word error rate {wrong / total:.1%} ({wrong}/{total} words, {len(rows)} clips, {time.monotonic() - started:.0f} s)")
+    print(
+        f"word error rate {wrong / total:.1%} ({wrong}/{total} words, {len(rows)} clips, {time.monotonic() - started:.0f} s)"
+    )
 
 
 def measure_questions(assistant: Assistant, voice: str) -> None:
@@ -81,7 +83,9 @@ def measure_questions(assistant: Assistant, voice: str) -> None:
         print(f"{'=' if same else ' '} {question}\n    heard as: {text}\n    spoken:  {a!r}\n    written: {b!r}")
     errors = sum(edits(words(q), words(t.text)) for q, t in zip(questions, heard, strict=True))
     total = sum(len(words(q)) for q in questions)
-    print(f"{equal} of {len(questions)} answers alike ({voice}); asked to transcribe them: {errors / total:.1%} word errors")
+    print(
+        f"{equal} of {len(questions)} answers alike ({voice}); asked to transcribe them: {errors / total:.1%} word errors"
+    )
 
 
 def main() -> None:

@@ -28,7 +28,9 @@ ANSWER_TOKENS = 36
 BATCH = 128
 
 
-def complete(model: Qwen2Audio, prompts: list[list[int]], limit: int, stop: set[int], temperature: float) -> list[list[int]]:
+def complete(
+    model: Qwen2Audio, prompts: list[list[int]], limit: int, stop: set[int], temperature: float
+) -> list[list[int]]:
     """Continue every prompt by up to `limit` tokens; the stop token, where one came, is kept."""
     heads = [ids[:-1] for ids in prompts]
     cache = model.new_cache(len(prompts), max(map(len, prompts)) + limit)
@@ -98,7 +100,9 @@ def main() -> None:
     torch.manual_seed(2)
     model, tokenizer = load_model(args.base), load_tokenizer(args.base)
     with torch.inference_mode():
-        questions = list(dict.fromkeys(from_templates(args.templates, rng) + sampled(model, tokenizer, args.sampled, rng)))
+        questions = list(
+            dict.fromkeys(from_templates(args.templates, rng) + sampled(model, tokenizer, args.sampled, rng))
+        )
         rng.shuffle(questions)
         rows = []
         end = tokenizer.id_of("<|im_end|>")

@@ -1,6 +1,6 @@
 """Train what makes `mini` listen; resumes when run again.
 
-    torchrun --nproc-per-node 2 recipes/mini/train.py configs/mini.yaml
+torchrun --nproc-per-node 2 recipes/mini/train.py configs/mini.yaml
 """
 
 from __future__ import annotations

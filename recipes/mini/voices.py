@@ -43,7 +43,17 @@ def speak(voice: str, text: str, speed: float = 1.0, seed: int = 0) -> NDArray[n
         return _piper(text, speed)
     kind, name, *rest = voice.split(":")
     if kind == "flite":
-        command = ["flite", "-voice", name, "--setf", f"duration_stretch={1 / speed:.3f}", "-t", text, "-o", "/dev/stdout"]
+        command = [
+            "flite",
+            "-voice",
+            name,
+            "--setf",
+            f"duration_stretch={1 / speed:.3f}",
+            "-t",
+            text,
+            "-o",
+            "/dev/stdout",
+        ]
     else:
         command = ["espeak-ng", "-v", name, "-p", rest[0], "-s", str(int(165 * speed)), "--stdout", text]
     wav = subprocess.run(command, capture_output=True, check=True).stdout

@@ -150,13 +150,15 @@ class Assistant:
                 prompts.append(self.processor.prepare(Conversation().user(part, TextPart(TRANSCRIBE))))
                 owners.append(owner)
         replies = self._run([self._request(prompt, options) for prompt in prompts])
-        return [_joined([r for r, o in zip(replies, owners, strict=True) if o == owner]) for owner in range(len(audios))]
+        return [
+            _joined([r for r, o in zip(replies, owners, strict=True) if o == owner]) for owner in range(len(audios))
+        ]
 
     def complete(
         self, audios: AudioSource | Sequence[AudioSource], instruction: str, **options: Unpack[Options]
     ) -> Reply:
         """The base model's bare prompt: recordings directly followed by the instruction, no chat."""
-        many = audios if isinstance(audios, list) else [audios]
+        many: Sequence[Any] = audios if isinstance(audios, list) else [audios]
         prompt = self.processor.prepare_base(many, instruction)
         return self._run([self._request(prompt, options)])[0]
 
@@ -288,10 +290,9 @@ def as_conversation(message: Input, system: str | None = None) -> Conversation:
         conversation = message
     elif isinstance(message, list) and message and all(isinstance(item, dict) for item in message):
         conversation = Conversation.parse(message)
-    elif isinstance(message, list):
-        conversation = Conversation().user(*message)
     else:
-        conversation = Conversation().user(message)
+        items: Sequence[Any] = message if isinstance(message, list) else [message]
+        conversation = Conversation().user(*items)
     if system is None:
         return conversation
     if conversation.messages and conversation.messages[0].role == "system":

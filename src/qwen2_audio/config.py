@@ -8,7 +8,7 @@ defaults stand below as data, so that the merge is explicit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qwen2_audio.errors import CheckpointError
@@ -178,10 +178,6 @@ class Qwen2AudioConfig:
                 "rope_parameters": {"rope_type": "default", "rope_theta": self.text.rope_theta},
             },
         }
-
-    def with_vocab(self, size: int) -> Qwen2AudioConfig:
-        """The same model with a vocabulary of `size` tokens."""
-        return replace(self, text=replace(self.text, vocab_size=size))
 
 
 def _refuse_unsupported(audio: Mapping[str, Any], text: Mapping[str, Any]) -> None:

@@ -79,17 +79,17 @@ class Qwen2AudioProcessor:
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        conversation: Sequence[Any],
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = False,
     ) -> Any:
-        """The prompt's text (a list of texts for a list of conversations)."""
+        """The prompt's text of a conversation, a list of messages; a list of texts for a list of conversations."""
         if tokenize:
             raise UsageError("apply_chat_template gives text here; use tokenize=False and then call the processor")
         if conversation and not isinstance(conversation[0], Mapping):
             return [self.apply_chat_template(c, add_generation_prompt=add_generation_prompt) for c in conversation]
-        return render(Conversation.parse(conversation), generation_prompt=add_generation_prompt)  # type: ignore[arg-type]
+        return render(Conversation.parse(conversation), generation_prompt=add_generation_prompt)
 
     def __call__(
         self,
@@ -115,7 +115,9 @@ class Qwen2AudioProcessor:
         if audio is not None and audios is not None:
             raise UsageError("the recordings are given twice: as audio= and as audios=; give one of them")
         if sampling_rate != SAMPLE_RATE:
-            raise UsageError(f"recordings must be at {SAMPLE_RATE} Hz, got sampling_rate={sampling_rate}; resample them")
+            raise UsageError(
+                f"recordings must be at {SAMPLE_RATE} Hz, got sampling_rate={sampling_rate}; resample them"
+            )
         if return_tensors != "pt":
             raise UsageError(f"only return_tensors='pt' is supported, got {return_tensors!r}")
         texts = [text] if isinstance(text, str) else list(text)
@@ -155,9 +157,7 @@ class Qwen2AudioProcessor:
         _refuse_clean_up(clean_up_tokenization_spaces)
         return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in ids]
 
-    def decode(
-        self, ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
-    ) -> str:
+    def decode(self, ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False) -> str:
         """Text of ids [tokens]."""
         _refuse_clean_up(clean_up_tokenization_spaces)
         return self.tokenizer.decode([int(token) for token in ids], skip_special=skip_special_tokens)
@@ -309,7 +309,9 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
     ) -> list[_Row]:
         """The sequences of a padded batch, without their padding."""
         if (features is None) != (feature_mask is None):
-            raise UsageError("input_features and feature_attention_mask belong together; pass on all the processor gave")
+            raise UsageError(
+                "input_features and feature_attention_mask belong together; pass on all the processor gave"
+            )
         clips = []
         if features is not None and feature_mask is not None:
             frames = [int(count) for count in feature_mask.sum(-1)]

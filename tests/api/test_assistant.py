@@ -43,7 +43,12 @@ def test_the_ways_to_say_the_same(assistant: Assistant, speech: str) -> None:
         [speech, "What is said?"],
         [Path(speech), TextPart("What is said?")],
         [(sound(2.5), 16_000), "What is said?"],
-        [{"role": "user", "content": [{"type": "audio", "audio_url": speech}, {"type": "text", "text": "What is said?"}]}],  # type: ignore[list-item]
+        [
+            {
+                "role": "user",
+                "content": [{"type": "audio", "audio_url": speech}, {"type": "text", "text": "What is said?"}],
+            }
+        ],  # type: ignore[list-item]
         Conversation().user(speech, "What is said?"),
         Conversation().user(AudioPart(Path(speech).read_bytes()), "What is said?"),
     ]
@@ -81,11 +86,15 @@ def test_stop_string(assistant: Assistant) -> None:
     assert reply.finish_reason == "stop"
 
 
-def test_second_turn_computes_nothing_of_the_first(assistant: Assistant, speech: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_turn_computes_nothing_of_the_first(
+    assistant: Assistant, speech: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
     encode, forward = assistant.model.encode_audio, assistant.model.forward
     encoded: list[int] = []
-    monkeypatch.setattr(assistant.model, "encode_audio", lambda mels, frames: encoded.extend(frames) or encode(mels, frames))
+    monkeypatch.setattr(
+        assistant.model, "encode_audio", lambda mels, frames: encoded.extend(frames) or encode(mels, frames)
+    )
     monkeypatch.setattr(assistant.model, "forward", lambda ids, *a, **k: seen.append(len(ids)) or forward(ids, *a, **k))
     chat = assistant.session()
     first = chat.send(speech, "What is said?", **GREEDY)
@@ -154,7 +163,9 @@ def test_transcribe_many_equals_one_by_one(assistant: Assistant) -> None:
 def test_bare_prompt(assistant: Assistant, speech: str) -> None:
     prompt = assistant.processor.prepare_base([speech], "Generate the caption in English:")
     assert prompt.text == "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
-    assert assistant.complete(speech, "hello", **GREEDY).tokens == assistant.complete([speech], "hello", **GREEDY).tokens
+    assert (
+        assistant.complete(speech, "hello", **GREEDY).tokens == assistant.complete([speech], "hello", **GREEDY).tokens
+    )
 
 
 def test_saved_equals_loaded(assistant: Assistant, tmp_path: Path) -> None:

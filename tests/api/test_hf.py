@@ -50,7 +50,10 @@ def theirs(folder: Path) -> tuple[Any, Any]:
 
 
 def test_batch_inference_snippet(processor: AutoProcessor, model: Qwen2AudioForConditionalGeneration) -> None:
-    text = [processor.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in (CONVERSATION_1, CONVERSATION_2)]
+    text = [
+        processor.apply_chat_template(c, add_generation_prompt=True, tokenize=False)
+        for c in (CONVERSATION_1, CONVERSATION_2)
+    ]
     audios = [sound(1.0), sound(2.1), sound(12.0)]
     inputs = processor(text=text, audios=audios, return_tensors="pt", padding=True)
     inputs["input_ids"] = inputs["input_ids"].to("cpu")
@@ -94,7 +97,9 @@ def test_base_model_snippet(processor: AutoProcessor, model: Qwen2AudioForCondit
     assert ids.shape[0] == 1 and ids.shape[1] >= 1
 
 
-def test_max_length_counts_a_clip_as_one_token(processor: AutoProcessor, model: Qwen2AudioForConditionalGeneration) -> None:
+def test_max_length_counts_a_clip_as_one_token(
+    processor: AutoProcessor, model: Qwen2AudioForConditionalGeneration
+) -> None:
     prompt = "<|audio_bos|><|AUDIO|><|audio_eos|>hello"
     lengths = []
     for seconds in (1.0, 29.0):

@@ -159,7 +159,9 @@ def damaged(tmp_path: Path) -> Path:
     ],
     ids=["missing", "unexpected", "shape"],
 )
-def test_tensors_that_do_not_fit(damaged: Path, change: Callable[[dict[str, torch.Tensor]], object], named: str) -> None:
+def test_tensors_that_do_not_fit(
+    damaged: Path, change: Callable[[dict[str, torch.Tensor]], object], named: str
+) -> None:
     state = load_file(damaged / SINGLE)
     change(state)
     save_file(state, damaged / SINGLE)

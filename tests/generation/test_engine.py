@@ -74,7 +74,11 @@ def greedy_without(assistant: Assistant, item: Conversation, tokens: int, banned
     cache = model.new_cache(1, len(prompt.ids))
     out: list[int] = []
     with torch.inference_mode():
-        audio = model.encode_audio([c.mel for c in prompt.clips], [c.frames for c in prompt.clips]) if prompt.clips else None
+        audio = (
+            model.encode_audio([c.mel for c in prompt.clips], [c.frames for c in prompt.clips])
+            if prompt.clips
+            else None
+        )
         logits = model(torch.tensor(prompt.ids), [len(prompt.ids)], audio, cache)[-1:]
         for _ in range(tokens):
             logits[0, list(banned)] = -torch.inf

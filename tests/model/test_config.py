@@ -60,7 +60,3 @@ def test_another_model() -> None:
 def test_shortest_clip() -> None:
     assert audio_tokens(mel_frames(MIN_SAMPLES)) == 1
     assert audio_tokens(mel_frames(MIN_SAMPLES - 1)) == 0
-
-
-def test_with_vocab() -> None:
-    assert tiny_config().with_vocab(500).text.vocab_size == 500

@@ -133,7 +133,10 @@ def test_low_precision_stays_close(pair: Any, dtype: torch.dtype) -> None:
     prompt, conversation = pair.processor.prepare(question(1.5)), question(1.5)
     exact = pair.logits([prompt])[0]
     low = type(pair)(
-        copy.deepcopy(pair.model).to(dtype), pair.processor, copy.deepcopy(pair.their_model).to(dtype), pair.their_processor
+        copy.deepcopy(pair.model).to(dtype),
+        pair.processor,
+        copy.deepcopy(pair.their_model).to(dtype),
+        pair.their_processor,
     )
     inputs = low.their_inputs([conversation])
     inputs["input_features"] = inputs["input_features"].to(dtype)

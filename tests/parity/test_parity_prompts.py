@@ -90,7 +90,28 @@ def test_ids_of_base_prompt(pair: Any) -> None:
 
 
 GOLDEN = [
-    *(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 14755, 220, 16, 25, 220, 151647),
+    *(
+        151644,
+        8948,
+        198,
+        2610,
+        525,
+        264,
+        10950,
+        17847,
+        13,
+        151645,
+        198,
+        151644,
+        872,
+        198,
+        14755,
+        220,
+        16,
+        25,
+        220,
+        151647,
+    ),
     *[151646] * 101,
     *(151648, 198, 3838, 594, 429, 5112, 30, 151645, 198, 151644, 77091, 198),
 ]
@@ -101,7 +122,11 @@ SPLIT = (
 
 def _ranks() -> Path | None:
     spec = importlib.util.find_spec("dashscope")
-    file = Path(spec.submodule_search_locations[0]) / "resources/qwen.tiktoken" if spec and spec.submodule_search_locations else None
+    file = (
+        Path(spec.submodule_search_locations[0]) / "resources/qwen.tiktoken"
+        if spec and spec.submodule_search_locations
+        else None
+    )
     return file if file and file.exists() else None
 
 
@@ -135,7 +160,10 @@ def tokenizer_from_ranks(file: Path, folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab=words, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CHAT_TOKENS])

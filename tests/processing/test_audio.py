@@ -222,7 +222,9 @@ def test_bad_answers_of_servers(server: str, path: str, words: tuple[str, ...]) 
     assert_refused(server + path, *words)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.wav", "http://127.0.0.1:port/x.wav", "http:///x.wav", "http://[::/"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/x.wav", "http://127.0.0.1:port/x.wav", "http:///x.wav", "http://[::/"]
+)
 def test_unreachable_urls(url: str) -> None:
     assert_refused(url, url, "check the address")
 
@@ -343,7 +345,9 @@ def test_cut_mp4(tmp_path: Path, kind: str) -> None:
         assert_refused(fast[:cut])
     start = fast.index(b"mdat") + 4
     with av.open(io.BytesIO(fast)) as container:  # between two packets
-        boundary = [packet.pos for packet in container.demux(audio=0) if packet.pos is not None and packet.pos > start][20]
+        boundary = [packet.pos for packet in container.demux(audio=0) if packet.pos is not None and packet.pos > start][
+            20
+        ]
     assert_refused(fast[:boundary], "cut short", "3.0 s")
 
 

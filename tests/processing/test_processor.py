@@ -65,7 +65,9 @@ def test_windows_become_numbered_parts(processor: Processor) -> None:
     assert prompt.ids.count(AUDIO_ID) == 12 + 750 + 750 + 125
 
 
-@pytest.mark.parametrize(("samples", "word"), [(0, "no samples"), (1, "too short: 0.1 ms"), (320, "too short: 20.0 ms")])
+@pytest.mark.parametrize(
+    ("samples", "word"), [(0, "no samples"), (1, "too short: 0.1 ms"), (320, "too short: 20.0 ms")]
+)
 def test_too_short(processor: Processor, samples: int, word: str) -> None:
     with pytest.raises(AudioError, match=word):
         processor.prepare(Conversation().user((np.zeros(samples, np.float32), 16000), "hello"))
@@ -89,7 +91,10 @@ def test_parse_reads_the_originals_form() -> None:
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": [{"type": "audio", "audio_url": "a.wav"}, {"type": "text", "text": "What?"}]},
             {"role": "assistant", "content": "Glass."},
-            {"role": "user", "content": [{"type": "audio", "audio": b"x"}, {"audio": "b.wav"}, {"path": "c.wav"}, "And?"]},
+            {
+                "role": "user",
+                "content": [{"type": "audio", "audio": b"x"}, {"audio": "b.wav"}, {"path": "c.wav"}, "And?"],
+            },
         ]
     )
     last = (AudioPart(b"x"), AudioPart("b.wav"), AudioPart("c.wav"), TextPart("And?"))
@@ -191,7 +196,9 @@ def test_language_tags_are_text(processor: Processor) -> None:
 @pytest.mark.parametrize(("text", "clips"), [("<|AUDIO|>", 0), ("<|AUDIO|><|AUDIO|>", 1), ("hello", 1)])
 def test_number_of_placeholders(processor: Processor, text: str, clips: int) -> None:
     clip = Clip(torch.zeros(128, 12), 10)
-    with pytest.raises(ConversationError, match=rf"has {text.count('<|AUDIO|>')} .*placeholders for {clips} rec.*give one"):
+    with pytest.raises(
+        ConversationError, match=rf"has {text.count('<|AUDIO|>')} .*placeholders for {clips} rec.*give one"
+    ):
         processor.encode(text, [clip] * clips)
 
 
@@ -209,5 +216,7 @@ def test_context_length(folder: Path, config: Qwen2AudioConfig) -> None:
     assert len(load_processor(folder, short_context(config, tokens + 1)).prepare(conversation).ids) == tokens
     tight = load_processor(folder, short_context(config, tokens))
     for prepare in (lambda: tight.prepare(conversation), lambda: tight.prepare_base([(sound(20), 16000)], "hello")):
-        with pytest.raises(ContextLengthError, match=rf"too long: \d+ tokens.* holds {tokens} including the answer; use"):
+        with pytest.raises(
+            ContextLengthError, match=rf"too long: \d+ tokens.* holds {tokens} including the answer; use"
+        ):
             prepare()

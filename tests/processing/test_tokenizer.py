@@ -94,7 +94,9 @@ def test_ids_that_would_shift(tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     del config["added_tokens_decoder"][str(AUDIO_ID)]
     file.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=rf"'<\|audio_bos\|>' the id {AUDIO_ID + 1}, but it would become {AUDIO_ID};"):
+    with pytest.raises(
+        CheckpointError, match=rf"'<\|audio_bos\|>' the id {AUDIO_ID + 1}, but it would become {AUDIO_ID};"
+    ):
         load_tokenizer(tmp_path)
 
 

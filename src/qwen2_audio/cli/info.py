@@ -31,9 +31,14 @@ def info(
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
         return
-    for name, value in (facts | facts.pop("model", {})).items():
+    for name, value in _rows(facts):
         shown = ", ".join(value) or "none yet (qwen2-audio download)" if isinstance(value, list) else value
         print(f"{name:<20} {shown:,}" if isinstance(shown, int) else f"{name:<20} {shown}")
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    sizes = facts.pop("model", {})
+    return [*facts.items(), *(("model" if name == "name" else name, value) for name, value in sizes.items())]
 
 
 def _machine() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +38,7 @@ def render(
 ) -> None:
     """Show the exact prompt of a conversation: its text, its token ids and their number.
 
-    Needs the model's tokenizer, not its weights.
+    Needs the model's tokenizer, not its weights. In the list of ids, 7*3 is 7 7 7; --json writes them all out.
     """
     if bool(parts) == (conversation is not None):
         raise UsageError("give either PARTs (recordings and text) or --conversation FILE")
@@ -106,4 +107,10 @@ def _for_people(facts: dict[str, Any]) -> str:
         for number, clip in enumerate(facts["clips"], 1)
     ]
     counts = "{tokens} tokens ({audio_tokens} audio, {text_tokens} text) of {context}".format_map(facts)
-    return "\n".join([facts["prompt"].removesuffix("\n"), "", *clips, counts, "", " ".join(map(str, facts["ids"]))])
+    return "\n".join([facts["prompt"].removesuffix("\n"), "", *clips, counts, "", _runs(facts["ids"])])
+
+
+def _runs(ids: list[int]) -> str:
+    """Ids with repetitions counted: `5 7*3 5`."""
+    runs = [(token, sum(1 for _ in run)) for token, run in groupby(ids)]
+    return " ".join(str(token) if count == 1 else f"{token}*{count}" for token, count in runs)

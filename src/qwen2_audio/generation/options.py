@@ -59,7 +59,7 @@ class GenerationOptions:
         stop: str | Sequence[str] | None = None,
     ) -> GenerationOptions:
         """These options with those given put in their place; None leaves an option as it is."""
-        given = {
+        given: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "top_k": top_k,

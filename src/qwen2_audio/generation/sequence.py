@@ -32,7 +32,9 @@ class Step:
 class Sequence:
     """Tokens chosen so far, their text, and whether the answer is over."""
 
-    def __init__(self, index: int, options: GenerationOptions, end_ids: frozenset[int], room: int, tokenizer: Tokenizer):
+    def __init__(
+        self, index: int, options: GenerationOptions, end_ids: frozenset[int], room: int, tokenizer: Tokenizer
+    ):
         self.index = index
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None

@@ -14,7 +14,7 @@ from torch.nn.functional import gelu
 
 from qwen2_audio.config import AudioConfig, audio_tokens, encoder_frames
 from qwen2_audio.model.attention import attend
-from qwen2_audio.model.linear import Linear
+from qwen2_audio.model.linear import Linear, project
 
 
 class EncoderAttention(nn.Module):
@@ -27,7 +27,7 @@ class EncoderAttention(nn.Module):
         self.out_proj = Linear(config.d_model, config.d_model)
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in project([self.q_proj, self.k_proj, self.v_proj], x))
         return self.out_proj(attend(q, k, v, lengths, causal=False).flatten(-2))
 
 

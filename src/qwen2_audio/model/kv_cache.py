@@ -59,9 +59,9 @@ class KVCache:
             return keys, values
         start = 0
         for row, count in enumerate(new):
-            at, stop = self.lengths[row], start + count
-            keys[row, :, at : at + count] = key[start:stop].transpose(0, 1)
-            values[row, :, at : at + count] = value[start:stop].transpose(0, 1)
+            begin, stop = self.lengths[row], start + count
+            keys[row, :, begin : begin + count] = key[start:stop].transpose(0, 1)
+            values[row, :, begin : begin + count] = value[start:stop].transpose(0, 1)
             start = stop
         return keys, values
 

@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 from qwen2_audio.config import TextConfig
 from qwen2_audio.model.attention import attend, attend_cached
 from qwen2_audio.model.kv_cache import KVCache
-from qwen2_audio.model.linear import Linear
+from qwen2_audio.model.linear import Linear, project
 
 
 class RMSNorm(nn.Module):
@@ -60,7 +60,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor], lengths: Sequence[int], cache: KVCache | None
     ) -> Tensor:
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        projections = project([self.q_proj, self.k_proj, self.v_proj], x)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in projections)
         q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is None:
             out = attend(q, k, v, lengths, causal=True)
@@ -78,7 +79,8 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project([self.gate_proj, self.up_proj], x)
+        return self.down_proj(silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):

@@ -108,7 +108,9 @@ def _read(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[bytes, str
         if isinstance(source, io.TextIOBase) or not isinstance(data, bytes):
             raise AudioError("the file object gives text, not bytes; open it in binary mode ('rb')")
         return data, str(getattr(source, "name", "the file object"))
-    raise AudioError(f"cannot read a recording from {type(source).__name__}; give a path, URL, bytes or (samples, rate)")
+    raise AudioError(
+        f"cannot read a recording from {type(source).__name__}; give a path, URL, bytes or (samples, rate)"
+    )
 
 
 def _read_file(path: str | os.PathLike[str]) -> tuple[bytes, str]:

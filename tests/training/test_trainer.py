@@ -1,0 +1,127 @@
+"""The loop: it learns, and a run that was stopped ends where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from qwen2_audio.checkpoints.load import load_model
+from qwen2_audio.checkpoints.mini import merge_trained
+from qwen2_audio.errors import UsageError
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.training.config import TrainConfig, load_train_config
+from qwen2_audio.training.trainer import LOG, Trainer, train
+from tests.tiny import sound
+
+
+@pytest.fixture
+def plan(tmp_path: Path, folder: Path) -> TrainConfig:
+    rows: list[dict[str, object]] = []
+    for i, text in enumerate(["the cat", "hello world", "the dog barked", "the man"]):
+        soundfile.write(tmp_path / f"{i}.wav", sound(0.3 + 0.2 * i, seed=i), 16_000)
+        content = [{"type": "audio", "audio": f"{i}.wav"}, {"type": "text", "text": "What is said?"}]
+        rows.append({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": text}]})
+        rows.append({"audio": f"{i}.wav", "prompt": "recognize the speech:", "gt": text})
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    return TrainConfig(
+        model=str(folder), data=str(data), out=str(tmp_path / "run"), lora_rank=4, lora_learning_rate=1e-2,
+        learning_rate=1e-2, batch_tokens=150, steps=12, save_every=5,
+    )  # fmt: skip
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def losses(plan: TrainConfig) -> list[float]:
+    return [json.loads(line)["loss"] for line in (Path(plan.out) / LOG).read_text().splitlines()]
+
+
+def test_loss_falls(plan: TrainConfig) -> None:
+    plan = replace(plan, steps=40)
+    train(plan, silent)
+    seen = losses(plan)
+    assert len(seen) == 40
+    assert sum(seen[-5:]) < 0.7 * sum(seen[:5])
+
+
+def test_resumed_equals_uninterrupted(plan: TrainConfig) -> None:
+    whole = load_file(train(replace(plan, out=plan.out + "-whole"), silent))
+
+    class Stop(Exception):
+        pass
+
+    trainer = Trainer(plan, silent)
+    save = trainer._save
+
+    def save_and_stop() -> None:
+        save()
+        raise Stop
+
+    trainer._save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(Stop):
+        trainer.run()
+    said: list[str] = []
+    resumed = load_file(train(plan, said.append))
+    assert said[0] == "resumed at step 5"
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_result_merges_into_the_model(plan: TrainConfig, folder: Path) -> None:
+    trainer = Trainer(replace(plan, lora_learning_rate=1e-3), silent)
+    result = trainer.run()
+    model = load_model(folder)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    merge_trained(model, result)
+    ids = torch.arange(30)
+    with torch.no_grad():
+        expected = trainer.model(ids, [30])
+        torch.testing.assert_close(model(ids, [30]), expected, atol=2e-2, rtol=1e-2)  # LoRA is kept in half precision
+        assert not torch.allclose(_fresh(folder)(ids, [30]), expected, atol=2e-2, rtol=1e-2)
+
+
+def _fresh(folder: Path) -> Qwen2Audio:
+    return load_model(folder)
+
+
+def test_only_what_is_asked_for_is_trained(plan: TrainConfig) -> None:
+    trainer = Trainer(replace(plan, lora="", train=r"multi_modal_projector\.linear\.bias"), silent)
+    assert [n for n, p in trainer.model.named_parameters() if p.requires_grad] == ["multi_modal_projector.linear.bias"]
+    with pytest.raises(UsageError, match="nothing to train"):
+        Trainer(replace(plan, lora="", train="nothing"), silent)
+    with pytest.raises(UsageError, match="LoRA target"):
+        Trainer(replace(plan, lora="nothing"), silent)
+
+
+def test_bad_data_is_named(plan: TrainConfig, tmp_path: Path) -> None:
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"messages": []}\n')
+    with pytest.raises(UsageError, match="bad.jsonl, line 1"):
+        train(replace(plan, data=str(data)), silent)
+    with pytest.raises(UsageError, match="cannot read the training data"):
+        train(replace(plan, data=str(tmp_path / "none.jsonl")), silent)
+
+
+def test_config_from_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("model: a\ndata: b\nout: c\nsteps: 7\n")
+    assert load_train_config(file) == TrainConfig(model="a", data="b", out="c", steps=7)
+    file.write_text("model: a\ndata: b\nout: c\nstep: 7\n")
+    with pytest.raises(UsageError, match="did you mean 'steps'"):
+        load_train_config(file)
+    file.write_text("model: a\n")
+    with pytest.raises(UsageError, match="data"):
+        load_train_config(file)
+    file.write_text("model: a\ndata: b\nout: c\nsteps: 0\n")
+    with pytest.raises(UsageError, match="steps must be above 0"):
+        load_train_config(file)
