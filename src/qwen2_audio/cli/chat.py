@@ -85,7 +85,7 @@ def print_stream(stream: ReplyStream) -> Reply:
     """Print an answer as it is written."""
     pieces = iter(stream)
     try:
-        with patience("listening"):
+        with patience("thinking"):
             piece = next(pieces, "")
         print(piece, end="", flush=True)
         for piece in pieces:
@@ -99,7 +99,7 @@ def print_stream(stream: ReplyStream) -> Reply:
 
 def _json_printer(model: str) -> Callable[[ReplyStream], Reply]:
     def show(stream: ReplyStream) -> Reply:
-        with patience("listening"):
+        with patience("thinking"):
             reply = stream.run()
         answer = {
             "text": reply.text,

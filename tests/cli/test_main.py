@@ -1,0 +1,101 @@
+"""The frame around the commands: help, version, errors, warnings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import FakeAssistant, Run
+
+from qwen2_audio import __version__
+from qwen2_audio.errors import AudioWarning
+
+COMMAND = [sys.executable, "-m", "qwen2_audio.cli.main"]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = """
+import sys
+from qwen2_audio.cli.main import main
+try:
+    main(["--help"])
+except SystemExit as end:
+    assert not end.code
+heavy = {"torch", "numpy", "tokenizers", "soundfile", "huggingface_hub"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for command in ("chat", "transcribe", "render", "download", "info"):
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize("command", ["chat", "transcribe", "render", "download", "info"])
+def test_every_command_has_help(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.code == 0 and result.out and not result.err
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out == f"qwen2-audio {__version__}\n"
+
+
+def test_a_misspelt_command_or_option_is_named_with_the_nearest(run: Run) -> None:
+    result = run("trancribe")
+    assert result.code == 2 and not result.out and "transcribe" in result.err
+    result = run("chat", "--modle", "x")
+    assert result.code == 2 and not result.out and "--model" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["chat", "nothere.wav"], "no such file: nothere.wav"),
+        (["chat", "Hi", "--temperature", "-1"], "temperature must be at least 0"),
+        (["chat", "Hi", "--dtype", "int3"], "unknown dtype 'int3'"),
+        (["chat", "Hi", "--model", "minni"], "did you mean 'mini'?"),
+        (["chat"], "nothing to say"),
+        (["render"], "give either PARTs"),
+        (["render", "--base", "Hi", "--system", "x"], "bare prompt"),
+        (["render", "--conversation", "nothere.json"], "cannot read nothere.json"),
+        (["download", "minni"], "did you mean 'mini'?"),
+        (["info", "--model", "minni"], "did you mean 'mini'?"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(run: Run, arguments: list[str], reason: str) -> None:
+    result = run(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1 and reason in result.err
+
+
+def test_our_warnings_are_notes(run: Run, assistant: FakeAssistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(*_args: object, **_options: object) -> object:
+        warnings.warn("it is long;\nvery long", AudioWarning, stacklevel=1)
+        return FakeAssistant(answer=["Yes."]).stream([])
+
+    monkeypatch.setattr(assistant, "stream", stream)
+    result = run("chat", "Hi")
+    assert (result.code, result.out, result.err) == (0, "Yes.\n", "note: it is long; very long\n")
+
+
+def test_ctrl_c_is_quiet(run: Run, assistant: FakeAssistant) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assistant.interrupt = interrupt
+    result = run("chat", "Hi")
+    assert (result.code, result.out, result.err) == (130, "Hi\n", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        arguments = [*COMMAND, "render", "Hi", "--model", str(folder)]
+        result = subprocess.run(arguments, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (141, "")
