@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tests.tiny import tiny_config, tiny_folder, tiny_model
 
 from qwen2_audio.config import Qwen2AudioConfig
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor, load_processor
+from tests.tiny import tiny_config, tiny_folder, tiny_model
 
 settings.register_profile("qwen2-audio", deadline=None, max_examples=50)
 settings.load_profile("qwen2-audio")

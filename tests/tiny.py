@@ -33,7 +33,10 @@ VOCAB = 384
 """Rows of the embedding; more than there are tokens, as in the published checkpoints."""
 END_OF_TEXT_ID, IM_START_ID, IM_END_ID, AUDIO_ID = range(BASE_VOCAB, BASE_VOCAB + 4)
 
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # Qwen2's
+# as in Qwen2
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def tiny_config(seed: int = 0, mel_bins: int = 128, gqa: bool = True, *, tied: bool = False) -> Qwen2AudioConfig:
@@ -158,17 +161,20 @@ def sound_of(samples: int, seed: int = 0, rate: int = SAMPLE_RATE) -> NDArray[np
     return (0.3 * tone + 0.02 * rng.standard_normal(samples)).astype(np.float32)
 
 
+def qwen2_tokenizer(bpe: models.BPE) -> Tokenizer:
+    """A byte-level tokenizer that splits text as Qwen2's does."""
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(_SPLIT), "isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 @lru_cache(maxsize=1)
 def _tokenizer_json() -> str:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = qwen2_tokenizer(models.BPE())
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=BASE_VOCAB, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(SENTENCES, trainer)

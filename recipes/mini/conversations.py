@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--read", type=Path, required=True)
     parser.add_argument("--ask", type=Path)
-    parser.add_argument("--real", type=Path, help="an optional folder of real recordings, used three times over")
+    parser.add_argument("--real", type=Path, help="an optional folder of real recordings")
+    parser.add_argument("--real-times", type=int, default=2, help="how often each real recording is used")
+    parser.add_argument("--most-read", type=int, help="use at most so many of the texts read aloud")
     parser.add_argument("--warm", type=int, default=700, help="rows of short transcription that come first")
     args = parser.parse_args()
     rng = random.Random(3)
@@ -74,14 +76,14 @@ def main() -> None:
         base = os.path.relpath(folder, args.out.parent)
         return [(f"{base}/{row['audio']}", row) for row in rows]
 
-    read = load(args.read)
+    read = load(args.read)[: args.most_read]
     short = [item for item in read if item[1]["duration"] < 5][: args.warm]
     first = [transcription(audio, row["text"], rng) for audio, row in short]
     used = {audio for audio, _ in short}
     rest = [transcription(audio, row["text"], rng) for audio, row in read if audio not in used]
     for audio, row in load(args.real):
         if row["split"] == "train":
-            rest += [transcription(audio, sentence_case(row["gt"].split()), rng) for _ in range(3)]
+            rest += [transcription(audio, sentence_case(row["gt"].split()), rng) for _ in range(args.real_times)]
     kept_back = set(Path(__file__).with_name("test_questions.txt").read_text().split("\n"))
     for audio, row in load(args.ask):
         if row["text"] in kept_back:

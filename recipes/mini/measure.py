@@ -57,7 +57,7 @@ def measure_reading(assistant: Assistant, folder: Path, batch: int) -> None:
     started = time.monotonic()
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        replies = assistant.transcribe_many([folder / row["audio"] for row in part], max_new_tokens=160)
+        replies = assistant.transcribe_many([folder / row["audio"] for row in part])
         for row, reply in zip(part, replies, strict=True):
             reference, heard = words(row["gt"]), words(reply.text)
             wrong += edits(reference, heard)

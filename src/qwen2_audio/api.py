@@ -26,6 +26,8 @@ Input: TypeAlias = "Item | Sequence[Item] | Conversation"
 """One thing to say or show, several in order, or a whole conversation."""
 
 TRANSCRIBE = "Transcribe the speech."
+MOST_TOKENS_A_SECOND = 8
+"""More text tokens than anyone speaks in a second, in any language."""
 
 
 class Options(TypedDict, total=False):
@@ -140,16 +142,27 @@ class Assistant:
         return self.transcribe_many([audio], **options)[0]
 
     def transcribe_many(self, audios: Sequence[AudioSource], **options: Unpack[Options]) -> list[Reply]:
-        """Write down what is said in several recordings, together. Greedy unless `temperature` is given."""
-        options = {"temperature": 0.0, **options}
-        prompts: list[Prompt] = []
+        """Write down what is said in several recordings, together.
+
+        Unless told otherwise it is greedy, free to repeat words (no repetition penalty), and no longer than fast speech
+        could be: a model that has lost the thread ends with finish_reason "length" instead of going round in circles.
+        """
+        given: Options = {**options}
+        if given.get("temperature") is None:
+            given["temperature"] = 0.0
+        if given.get("repetition_penalty") is None:
+            given["repetition_penalty"] = 1.0
+        requests: list[Request] = []
         owners: list[int] = []
         for owner, audio in enumerate(audios):
             heard, _ = self.processor.hear(Conversation().user(_as_audio(audio)))
             for part in heard.messages[0].parts:
-                prompts.append(self.processor.prepare(Conversation().user(part, TextPart(TRANSCRIBE))))
+                prompt = self.processor.prepare(Conversation().user(part, TextPart(TRANSCRIBE)))
+                longest = 16 + int(MOST_TOKENS_A_SECOND * prompt.clips[0].seconds)
+                limit = given.get("max_new_tokens") or longest
+                requests.append(self._request(prompt, {**given, "max_new_tokens": limit}))
                 owners.append(owner)
-        replies = self._run([self._request(prompt, options) for prompt in prompts])
+        replies = self._run(requests)
         return [
             _joined([r for r, o in zip(replies, owners, strict=True) if o == owner]) for owner in range(len(audios))
         ]

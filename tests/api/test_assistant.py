@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tests.tiny import short_context, sound, tiny_config, tiny_folder, tiny_model
 
 from qwen2_audio import AudioPart, Conversation, TextPart, load
 from qwen2_audio.api import Assistant, Input, as_conversation
@@ -22,6 +21,7 @@ from qwen2_audio.errors import (
     ConversationError,
     UsageError,
 )
+from tests.tiny import short_context, sound, tiny_config, tiny_folder, tiny_model
 
 GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": 16}
 

@@ -6,13 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tests.tiny import sound, tiny_folder
 
 from qwen2_audio.errors import AudioWarning, ConversationError, UsageError
 from qwen2_audio.hf import AutoProcessor, Qwen2AudioForConditionalGeneration
+from tests.tiny import sound, tiny_folder
 
 CONVERSATION_1 = [
     {"role": "user", "content": [{"type": "audio", "audio_url": "glass.wav"}, {"type": "text", "text": "What's that sound?"}]},
@@ -128,7 +127,7 @@ def test_nothing_is_ignored(processor: AutoProcessor, model: Qwen2AudioForCondit
         processor(text=prompt, audioz=[wave])  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="twice"):
         processor(prompt, audio=[wave], audios=[wave])
-    with pytest.raises(ConversationError, match="1 <|AUDIO|> placeholders for 0|1 .* 0 recordings"):
+    with pytest.raises(ConversationError, match=r"1 <|AUDIO|> placeholders for 0|1 .* 0 recordings"):
         processor(text=prompt)
     with pytest.raises(ConversationError, match="2 recordings"):
         processor(text=prompt, audios=[wave, wave])

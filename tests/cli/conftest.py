@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import soundfile
-from tests.tiny import sound
 
 from qwen2_audio import api
 from qwen2_audio.api import Reply
@@ -18,6 +17,7 @@ from qwen2_audio.cli.main import main
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import AudioError
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart, user_parts
+from tests.tiny import sound
 
 
 @dataclass(frozen=True)

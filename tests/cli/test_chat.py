@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import FakeAssistant, Run
 
 from qwen2_audio.cli import conversing
 from qwen2_audio.cli.chat import print_stream
 from qwen2_audio.cli.line_editor import _completion
+from tests.cli.conftest import FakeAssistant, Run
 
 
 def test_parts_in_order_and_the_answer_on_stdout(run: Run, assistant: FakeAssistant, wav: Path) -> None:

@@ -9,10 +9,10 @@ import warnings
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import FakeAssistant, Run
 
 from qwen2_audio import __version__
 from qwen2_audio.errors import AudioWarning
+from tests.cli.conftest import FakeAssistant, Run
 
 COMMAND = [sys.executable, "-m", "qwen2_audio.cli.main"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.cli.conftest import Run
 
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.conversation import Conversation
 from qwen2_audio.processing.processor import Processor
+from tests.cli.conftest import Run
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_render_base(run: Run, processor: Processor, wav: Path) -> None:
 
 
 def test_render_a_conversation_of_the_original(run: Run, processor: Processor, wav: Path, tmp_path: Path) -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "audio", "audio_url": str(wav)}, {"type": "text", "text": "Hm?"}]},
         {"role": "assistant", "content": "A tone."},

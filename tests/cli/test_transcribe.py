@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from tests.cli.conftest import FakeAssistant, Run
-from tests.tiny import sound
 
 from qwen2_audio import api
 from qwen2_audio.config import SAMPLE_RATE
+from tests.cli.conftest import FakeAssistant, Run
+from tests.tiny import sound
 
 
 @pytest.fixture

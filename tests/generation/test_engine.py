@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.tiny import AUDIO_ID, IM_END_ID, sound, tiny_config, tiny_folder, tiny_model
 
 from qwen2_audio.api import Assistant, load
 from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.processing.conversation import Conversation, TextPart
+from tests.tiny import AUDIO_ID, IM_END_ID, sound, tiny_config, tiny_folder, tiny_model
 
 SECONDS = (0.1, 1.33, 3.0, 7.77)
 

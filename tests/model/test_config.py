@@ -53,7 +53,7 @@ def test_refused(section: str, change: dict[str, Any], named: str) -> None:
 
 
 def test_another_model() -> None:
-    with pytest.raises(CheckpointError, match="not a Qwen2-Audio checkpoint.*'whisper'"):
+    with pytest.raises(CheckpointError, match=r"not a Qwen2-Audio checkpoint.*'whisper'"):
         Qwen2AudioConfig.from_hf({"model_type": "whisper"})
 
 

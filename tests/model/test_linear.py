@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny import sound, tiny_config, tiny_model
 
 from qwen2_audio.model.linear import Linear, pack_linears, project
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.mel import log_mel
 from qwen2_audio.training.lora import add_lora
+from tests.tiny import sound, tiny_config, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 

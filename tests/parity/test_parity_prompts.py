@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, models
 
 from qwen2_audio.processing.chat_template import render
 from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, Part, TextPart
 from qwen2_audio.processing.mel import Clip
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.processing.tokenizer import CONTROL_TOKENS, load_tokenizer
-from tests.tiny import AUDIO_TOKENS, CHAT_TOKENS, sound_of, tiny_config
+from tests.tiny import AUDIO_TOKENS, CHAT_TOKENS, qwen2_tokenizer, sound_of, tiny_config
 
 TEXTS = st.text(max_size=30).filter(lambda text: not any(token in text for token in CONTROL_TOKENS))
 PARTS = st.one_of(TEXTS.map(TextPart), st.just(AudioPart("clip.wav")))
@@ -115,9 +117,6 @@ GOLDEN = [
     *[151646] * 101,
     *(151648, 198, 3838, 594, 429, 5112, 30, 151645, 198, 151644, 77091, 198),
 ]
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def _ranks() -> Path | None:
@@ -146,8 +145,6 @@ def test_golden_ids(tmp_path: Path) -> None:
 
 def tokenizer_from_ranks(file: Path, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json as published, from base64 ranks."""
-    import base64
-
     letters = _byte_letters()
     tokens = [base64.b64decode(line.split()[0]) for line in file.read_text().splitlines() if line]
     ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -157,15 +154,7 @@ def tokenizer_from_ranks(file: Path, folder: Path) -> None:
         if len(token) > 1:
             left, right = _merged_last(token, ranks, rank)
             merges.append(("".join(letters[b] for b in left), "".join(letters[b] for b in right)))
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=merges))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = qwen2_tokenizer(models.BPE(vocab=words, merges=merges))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CHAT_TOKENS])
     tokenizer.save(str(folder / "tokenizer.json"))
     listed = {str(151_643 + i): {"content": t, "special": True} for i, t in enumerate(CHAT_TOKENS + AUDIO_TOKENS[:3])}
@@ -183,7 +172,7 @@ def _merged_last(token: bytes, ranks: dict[bytes, int], limit: int) -> tuple[byt
     """The two parts that byte-pair encoding with the ranks below `limit` leaves of a token."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, limit) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, limit) for a, b in pairwise(parts)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         assert pairs[best] < limit
         parts[best : best + 2] = [parts[best] + parts[best + 1]]

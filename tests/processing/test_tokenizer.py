@@ -108,5 +108,5 @@ def test_damaged_folder(tmp_path: Path, damage: str) -> None:
     file.unlink()
     if damage != "missing":
         file.write_text(text[: len(text) // 2], encoding="utf-8")
-    with pytest.raises(CheckpointError, match="cannot read the tokenizer in .*; fetch the checkpoint again"):
+    with pytest.raises(CheckpointError, match=r"cannot read the tokenizer in .*; fetch the checkpoint again"):
         load_tokenizer(tmp_path)

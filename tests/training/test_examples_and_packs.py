@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_pack_by_tokens(group: list[Example], limit: int) -> None:
     groups = list(pack_by_tokens(group, limit))
     assert [e for g in groups for e in g] == group
     assert all(len(g) == 1 or sum(len(e.ids) for e in g) <= limit for g in groups)
-    for first, second in zip(groups, groups[1:], strict=False):
+    for first, second in pairwise(groups):
         assert sum(len(e.ids) for e in first) + len(second[0].ids) > limit
 
 

@@ -55,7 +55,7 @@ def test_loss_falls(plan: TrainConfig) -> None:
 def test_resumed_equals_uninterrupted(plan: TrainConfig) -> None:
     whole = load_file(train(replace(plan, out=plan.out + "-whole"), silent))
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     trainer = Trainer(plan, silent)
@@ -63,10 +63,10 @@ def test_resumed_equals_uninterrupted(plan: TrainConfig) -> None:
 
     def save_and_stop() -> None:
         save()
-        raise Stop
+        raise StopError
 
     trainer._save = save_and_stop  # type: ignore[method-assign]
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         trainer.run()
     said: list[str] = []
     resumed = load_file(train(plan, said.append))
@@ -106,7 +106,7 @@ def test_only_what_is_asked_for_is_trained(plan: TrainConfig) -> None:
 def test_bad_data_is_named(plan: TrainConfig, tmp_path: Path) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text('{"messages": []}\n')
-    with pytest.raises(UsageError, match="bad.jsonl, line 1"):
+    with pytest.raises(UsageError, match=r"bad\.jsonl, line 1"):
         train(replace(plan, data=str(data)), silent)
     with pytest.raises(UsageError, match="cannot read the training data"):
         train(replace(plan, data=str(tmp_path / "none.jsonl")), silent)

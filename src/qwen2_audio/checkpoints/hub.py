@@ -7,6 +7,8 @@ import hashlib
 import os
 import re
 import shutil
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,13 @@ PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+def say_on_stderr(message: str) -> None:
+    """Where progress goes unless the caller has a better place."""
+    print(message, file=sys.stderr, flush=True)
+
+
 def find_checkpoint(
-    name: str, *, revision: str | None = None, offline: bool = False, say: Callable[[str], None] = print
+    name: str, *, revision: str | None = None, offline: bool = False, say: Callable[[str], None] = say_on_stderr
 ) -> Path:
     """The folder of a model, fetched first if need be.
 
@@ -94,11 +101,21 @@ def _built_in(name: str, *, offline: bool, say: Callable[[str], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DownloadError(f"cannot write to {folder.parent}: {error.strerror}; set QWEN2_AUDIO_CACHE") from error
-    mini.assemble(folder, trained=trained, say=say)
-    for old in folder.parent.glob(f"{name}-????????????"):
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
+    try:
+        mini.assemble(folder, trained=trained, say=say)
+    except CheckpointError:
+        if not folder.is_dir():  # else another process has just put it there
+            raise
+    _tidy(folder, name)
     return folder
+
+
+def _tidy(folder: Path, name: str) -> None:
+    """Remove older versions of a built-in model, and what was left of attempts that were cut off an hour ago or more."""
+    for other in folder.parent.glob(f"{name}-????????????*"):
+        unfinished = ".part-" in other.name
+        if other != folder and (not unfinished or time.time() - other.stat().st_mtime > 3600):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _from_hugging_face(name: str, revision: str | None, *, offline: bool) -> Path:

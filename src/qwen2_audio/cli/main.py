@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from qwen2_audio import __version__
+from qwen2_audio.cli.bench import bench
 from qwen2_audio.cli.chat import chat
 from qwen2_audio.cli.download import download
 from qwen2_audio.cli.info import info
@@ -51,6 +52,7 @@ app.command()(transcribe)
 app.command()(render)
 app.command()(download)
 app.command()(info)
+app.command()(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

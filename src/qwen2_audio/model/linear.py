@@ -31,9 +31,14 @@ class Packed:
     def __init__(self, layers: Sequence[Linear]) -> None:
         self.sizes = [layer.out_features for layer in layers]
         self._sources = [(layer.weight, layer.weight._version) for layer in layers]
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat([layer.weight.detach() for layer in layers]), 1)
-        biases = [layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features) for layer in layers]
-        self._bias = torch.cat(biases).detach() if any(layer.bias is not None for layer in layers) else None
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(
+            torch.cat([layer.weight.detach() for layer in layers]), 1
+        )
+        biases: list[Tensor] = [
+            layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+            for layer in layers
+        ]
+        self._bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
 
     def fits(self, layers: Sequence[nn.Module]) -> bool:
         """Whether this is what `layers` would compute: the same weights, not changed since."""

@@ -220,7 +220,7 @@ def _decode_with_av(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
 
     hint = f"{name} is not a recording that can be decoded"
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), mode="r") as container:
             if not container.streams.audio:
                 raise AudioError(f"{name} has no audio track; give a file with sound in it")
             stream = container.streams.audio[0]

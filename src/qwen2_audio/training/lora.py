@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 
-import torch
 from torch import Tensor, nn
 
 from qwen2_audio.errors import UsageError
@@ -47,13 +46,3 @@ def add_lora(model: nn.Module, pattern: str, rank: int, scale: float) -> list[st
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """Every trained parameter under its published name; LoRA matrices as `NAME.lora_A` and `NAME.lora_B`."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def merge_lora(model: nn.Module) -> None:
-    """Fold every LoRA correction into its linear layer, which takes its old place again."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLinear):
-            with torch.no_grad():
-                module.base.weight += module.scale * (module.lora_B @ module.lora_A)
-            parent_name, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent_name), child, module.base)
