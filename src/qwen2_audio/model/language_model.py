@@ -43,7 +43,7 @@ def rotary_angles(config: TextConfig, positions: Tensor, dtype: torch.dtype) -> 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding, "rotate half" convention, of x [tokens, heads, head_dim]."""
     first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin)
+    return x * cos + torch.cat([second, first], dim=-1) * sin
 
 
 class Attention(nn.Module):

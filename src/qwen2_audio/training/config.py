@@ -27,6 +27,8 @@ class TrainConfig:
         steps: optimizer steps; the data is read in order and again from its start when it ends.
         minutes: when above 0, the schedule follows the clock and the run ends after so many minutes of training.
         save_every: steps between two saved states.
+        device: "auto", "cpu", "cuda", ...; weights stay in float32, on CUDA products run in bfloat16 (autocast).
+        workers: threads that read and prepare recordings ahead of the model; 0: none.
     """
 
     model: str
@@ -47,6 +49,8 @@ class TrainConfig:
     minutes: float = 0.0
     save_every: int = 50
     seed: int = 0
+    device: str = "auto"
+    workers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("lora_rank", "batch_tokens", "steps", "save_every", "clip_norm"):

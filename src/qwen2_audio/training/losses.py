@@ -14,10 +14,11 @@ def next_token_loss(model: Qwen2Audio, batch: Pack) -> Tensor:
     """Sum of the cross-entropies of all targets of a pack, in nats; the head runs on those positions only."""
     audio = None
     if batch.clips:
-        mels, frames = [clip.mel for clip in batch.clips], [clip.frames for clip in batch.clips]
+        mels, frames = [clip.mel.to(model.device) for clip in batch.clips], [clip.frames for clip in batch.clips]
         frozen = not any(p.requires_grad for p in model.audio_tower.parameters())
         with torch.set_grad_enabled(not frozen):
             states = model.audio_tower(mels, frames)
         audio = model.multi_modal_projector(states)
-    logits = model(batch.ids, batch.lengths, audio, logits_at=batch.predict_at)
-    return cross_entropy(logits.float(), batch.targets, reduction="sum")
+    ids, at, targets = (tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets))
+    logits = model(ids, batch.lengths, audio, logits_at=at)
+    return cross_entropy(logits.float(), targets, reduction="sum")

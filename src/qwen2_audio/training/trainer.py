@@ -11,7 +11,9 @@ import math
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from torch import nn
 from qwen2_audio.checkpoints.load import load_config, load_model
 from qwen2_audio.errors import UsageError
 from qwen2_audio.processing.processor import load_processor
+from qwen2_audio.runtime import choose_runtime
 from qwen2_audio.training.collate import Pack, pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.datasets import Example, JsonLinesDataset
@@ -48,7 +51,10 @@ class Trainer:
         self.out = Path(config.out)
         self.out.mkdir(parents=True, exist_ok=True)
         folder = Path(config.model)
-        self.model = load_model(folder)
+        self.device = choose_runtime(config.device).device
+        if self.device.type == "cuda" and self.world > 1:
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        self.model = load_model(folder, device=self.device)
         if config.start:
             self.model.load_state_dict(load_file(config.start), strict=False)
         if config.lora:
@@ -72,7 +78,7 @@ class Trainer:
         while self.progress < 1:
             started = time.monotonic()
             loss, targets, tokens = self._one_step(next(batches))
-            took = torch.tensor(time.monotonic() - started)
+            took = torch.tensor(time.monotonic() - started, device=self.device)
             if self.world > 1:  # the clock steers the schedule, so all must read the same one
                 dist.all_reduce(took, dist.ReduceOp.MAX)
             self.seconds += float(took)
@@ -85,7 +91,8 @@ class Trainer:
         self._save()
         result = self.out / RESULT
         if self.rank == 0:
-            state = {name: t.half() if ".lora_" in name else t for name, t in trained_state(self.model).items()}
+            trained = {name: tensor.cpu() for name, tensor in trained_state(self.model).items()}
+            state = {name: t.half() if ".lora_" in name else t for name, t in trained.items()}
             save_file(state, result, metadata={"lora_scale": str(self.config.lora_scale)})
         return result
 
@@ -97,9 +104,16 @@ class Trainer:
         return min(self.step / self.config.steps, 1.0)
 
     def _examples(self) -> Iterator[Example]:
-        while True:
-            yield self.dataset[self.cursor % len(self.dataset)]
-            self.cursor += self.world
+        """The examples of this process from `cursor` on, which always points at the next one to be used."""
+        with ThreadPoolExecutor(max(self.config.workers, 1)) as pool:
+            ahead: deque[Future[Example]] = deque()
+            nearest = self.cursor
+            while True:
+                while len(ahead) < 4 * self.config.workers:
+                    ahead.append(pool.submit(self.dataset.__getitem__, nearest % len(self.dataset)))
+                    nearest += self.world
+                yield ahead.popleft().result() if ahead else self.dataset[self.cursor % len(self.dataset)]
+                self.cursor += self.world
 
     def _batches(self) -> Iterator[Pack]:
         return (pack(group) for group in pack_by_tokens(self._examples(), self.config.batch_tokens))
@@ -109,9 +123,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.zero_grad()
-        loss = next_token_loss(self.model, batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = next_token_loss(self.model, batch)
         loss.backward()
-        sums = torch.tensor([float(loss.detach()), float(len(batch.targets)), float(len(batch.ids))])
+        sums = torch.tensor(
+            [float(loss.detach()), float(len(batch.targets)), float(len(batch.ids))], device=self.device
+        )
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         if self.world > 1:
             dist.all_reduce(sums)
@@ -151,7 +168,7 @@ class Trainer:
         path = self._state_path()
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=self.device)
         self.model.load_state_dict(state["trained"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.cursor = state["step"], state["seconds"], state["cursor"]
@@ -164,7 +181,7 @@ class Trainer:
 def _join_world() -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return int(os.environ.get("RANK", "0")), world
 
 
