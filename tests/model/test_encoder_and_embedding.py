@@ -8,6 +8,7 @@ import torch
 from qwen2_audio.config import MAX_MEL_FRAMES, audio_tokens
 from qwen2_audio.model.attention import attend
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.processing import mel as mel_module
 from qwen2_audio.processing.mel import TAIL_FRAMES, Clip, log_mel
 from tests.tiny import AUDIO_ID, sound_of, tiny_config, tiny_model
 
@@ -28,21 +29,19 @@ def test_clips_together_equal_alone(model: Qwen2Audio) -> None:
     torch.testing.assert_close(together, torch.cat([encode(model, [c]) for c in clips]), atol=1e-5, rtol=0)
 
 
-def test_more_tail_changes_nothing(model: Qwen2Audio) -> None:
-    """Two mel frames past the last valid one are all that the convolutions reach."""
-    samples = sound_of(7_777)
-    mel = log_mel(samples, 128)
-    padded = torch.nn.functional.pad(mel.mel, (0, 40))
-    longer = Clip(padded, mel.frames)
-    assert mel.mel.shape[1] == mel.frames + TAIL_FRAMES
-    torch.testing.assert_close(encode(model, [mel]), encode(model, [longer]), atol=1e-6, rtol=0)
-
-
-def test_the_tail_matters(model: Qwen2Audio) -> None:
-    """With an odd number of frames, the last encoder position reads the frame behind them."""
-    mel = log_mel(sound_of(160 * 51), 128)
-    without = Clip(mel.mel[:, : mel.frames], mel.frames)
-    assert not torch.allclose(encode(model, [mel]), encode(model, [without]), atol=1e-3)
+@pytest.mark.parametrize("samples", [160 * 51, 160 * 52, 7_777])
+def test_two_tail_frames_are_enough(model: Qwen2Audio, monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+    """The encoder needs two mel frames past the last valid one, if their number is odd; more change nothing."""
+    short = log_mel(sound_of(samples), 128)
+    monkeypatch.setattr(mel_module, "TAIL_FRAMES", 40)
+    long = log_mel(sound_of(samples), 128)
+    assert (short.mel.shape[1], long.mel.shape[1]) == (short.frames + 2, short.frames + 40)
+    wanted = encode(model, [long])
+    torch.testing.assert_close(encode(model, [short]), wanted, atol=1e-6, rtol=0)
+    for tail in (0, 1):
+        fewer = encode(model, [Clip(long.mel[:, : long.frames + tail], long.frames)])
+        needed = tail < (2 if long.frames % 2 else 1)
+        assert torch.allclose(fewer, wanted, atol=1e-6) != needed
 
 
 @pytest.mark.parametrize("frames", [3, 4, 5, 6, 7, 8, 299, 300, 1501, 2998, 2999, MAX_MEL_FRAMES])
