@@ -148,6 +148,11 @@ def test_arrays(dtype: type[np.generic]) -> None:
     np.testing.assert_allclose(load_audio((np.stack([array, array]), 16000)), wave, atol=step)
 
 
+def test_int64_is_refused_since_its_scale_is_unknown() -> None:
+    with pytest.raises(AudioError, match="int64"):
+        load_audio((np.zeros(4000, np.int64), 16000))
+
+
 def test_int16_full_scale() -> None:
     samples = load_audio((np.array([-32768, 0, 16384, 32767], np.int16), 16000))
     np.testing.assert_allclose(samples, [-1, 0, 0.5, 32767 / 32768], atol=1e-7)

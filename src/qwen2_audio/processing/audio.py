@@ -32,7 +32,7 @@ def load_audio(source: AudioSource) -> NDArray[np.float32]:
 
     Args:
         source: a path, http(s) or data URL, the bytes of a file, an open binary file, or (samples, rate) with samples
-            of shape [samples] or [channels, samples], floating point or integer (integers are scaled to -1 .. 1).
+            of shape [samples] or [channels, samples], floating point or integer of up to 32 bits (scaled to -1 .. 1).
 
     Returns:
         float32 [samples] at 16 kHz.
@@ -79,6 +79,8 @@ def _from_array(samples: Any, rate: Any) -> NDArray[np.float32]:
         raise AudioError(
             f"samples must be numbers of shape [samples] or [channels, samples], got {array.dtype} {list(array.shape)}"
         )
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 4:  # no recording has such samples: their scale is unknown
+        raise AudioError(f"whole-number samples must have at most 32 bits, got {array.dtype}; convert them to int16")
     if array.ndim == 2 and 0 < array.shape[1] <= 8 < array.shape[0]:
         raise AudioError(f"samples of shape {list(array.shape)} look like [samples, channels]; transpose them")
     if array.dtype.kind == "i":
