@@ -10,14 +10,16 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 from qwen2_audio.checkpoints.hub import find_checkpoint
 from qwen2_audio.checkpoints.load import load_config, load_model, read_json
 from qwen2_audio.checkpoints.save import save
+from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import ConversationError, UsageError
 from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
 from qwen2_audio.generation.sequence import FinishReason
 from qwen2_audio.model.linear import pack_linears
+from qwen2_audio.processing.audio import load_audio
 from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_turn, with_system
 from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Part, TextPart, user_parts
-from qwen2_audio.processing.processor import Processor, Prompt, load_processor
+from qwen2_audio.processing.processor import Processor, Prompt, load_processor, windows
 from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
 from qwen2_audio.runtime import choose_runtime
 
@@ -26,6 +28,8 @@ Input: TypeAlias = "Item | Sequence[Item] | Conversation"
 """One thing to say or show, several in order, or a whole conversation."""
 
 TRANSCRIBE = "Transcribe the speech."
+WINDOWS_AT_ONCE = 16
+"""An hour of speech is 120 windows; so many are transcribed together."""
 MOST_TOKENS_A_SECOND = 8
 """More text tokens than anyone speaks in a second, in any language."""
 
@@ -88,7 +92,7 @@ class ReplyStream:
                 yield step.text
         if self._finish is None:
             self._finish = "cancelled"
-            if self._session:
+            if self._session and self.reply.text:  # a turn without any answer is forgotten
                 self._session._finished(self.reply)
 
     def cancel(self) -> None:
@@ -137,11 +141,11 @@ class Assistant:
         prompts = [self.processor.prepare(as_conversation(message, system)) for message in messages]
         return self._run([self._request(prompt, options) for prompt in prompts])
 
-    def transcribe(self, audio: AudioSource, **options: Unpack[Options]) -> Reply:
+    def transcribe(self, audio: AudioSource | AudioPart, **options: Unpack[Options]) -> Reply:
         """Write down what is said; recordings over 30 s window by window."""
         return self.transcribe_many([audio], **options)[0]
 
-    def transcribe_many(self, audios: Sequence[AudioSource], **options: Unpack[Options]) -> list[Reply]:
+    def transcribe_many(self, audios: Sequence[AudioSource | AudioPart], **options: Unpack[Options]) -> list[Reply]:
         """Write down what is said in several recordings, together.
 
         Unless told otherwise it is greedy, free to repeat words (no repetition penalty), and no longer than fast speech
@@ -155,14 +159,15 @@ class Assistant:
         requests: list[Request] = []
         owners: list[int] = []
         for owner, audio in enumerate(audios):
-            heard, _ = self.processor.hear(Conversation().user(_as_audio(audio)))
-            for part in heard.messages[0].parts:
+            for window in windows(load_audio(_as_audio(audio).source), f"recording {owner + 1}"):
+                part = AudioPart((window, SAMPLE_RATE))
                 prompt = self.processor.prepare(Conversation().user(part, TextPart(TRANSCRIBE)))
                 longest = 16 + int(MOST_TOKENS_A_SECOND * prompt.clips[0].seconds)
                 limit = given.get("max_new_tokens") or longest
                 requests.append(self._request(prompt, {**given, "max_new_tokens": limit}))
                 owners.append(owner)
-        replies = self._run(requests)
+        groups = [requests[start : start + WINDOWS_AT_ONCE] for start in range(0, len(requests), WINDOWS_AT_ONCE)]
+        replies = [reply for group in groups for reply in self._run(group)]
         return [
             _joined([r for r, o in zip(replies, owners, strict=True) if o == owner]) for owner in range(len(audios))
         ]
@@ -285,7 +290,8 @@ def load(
         UsageError: the device or dtype makes no sense here.
     """
     runtime = choose_runtime(device, dtype)
-    folder = find_checkpoint(str(model), revision=revision, offline=offline)
+    name = str(model.absolute()) if isinstance(model, Path) else model  # a Path is a folder, whatever its name
+    folder = find_checkpoint(name, revision=revision, offline=offline)
     config = load_config(folder)
     processor = load_processor(folder, config)
     network = load_model(folder, device=runtime.device, dtype=runtime.dtype)

@@ -41,7 +41,9 @@ def choose_runtime(device: str = "auto", dtype: str = "auto") -> Runtime:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"cannot use the device {device!r} ({reason}); try --device cpu") from error
+        raise UsageError(
+            f"cannot use the device {device!r} ({reason:.120}); use auto, cpu, cuda, cuda:N or mps"
+        ) from error
     if dtype != "auto":
         return Runtime(chosen, getattr(torch, dtype))
     if chosen.type == "cuda":

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from qwen2_audio.checkpoints import hub, mini
-from qwen2_audio.errors import CheckpointError, DownloadError
+from qwen2_audio.errors import CheckpointError, DownloadError, UsageError
 
 
 @pytest.fixture
@@ -35,6 +35,8 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, di
 def test_a_folder_is_itself(tmp_path: Path, calls: list[Any]) -> None:
     assert hub.find_checkpoint(str(tmp_path)) == tmp_path
     assert calls == []
+    with pytest.raises(UsageError, match="revision"):
+        hub.find_checkpoint(str(tmp_path), revision="v1")
 
 
 @pytest.mark.parametrize("prefix", ["", "hf:", "modelscope:"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen2_audio.checkpoints import mini
-from qwen2_audio.errors import CheckpointError, DownloadError
+from qwen2_audio.errors import CheckpointError, DownloadError, UsageError
 
 PUBLISHED = ("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2-Audio-7B")
 BUILT_IN = ("mini", "mini-base")
@@ -42,7 +42,13 @@ def find_checkpoint(
     Raises:
         CheckpointError: no such model.
         DownloadError: it could not be fetched.
+        UsageError: a revision of something that has none.
     """
+    here = name in BUILT_IN or Path(name).expanduser().is_dir()
+    if revision is not None and here:
+        raise UsageError(
+            f"revision={revision!r} makes no sense for {name}: only models of a hub have revisions; leave it out"
+        )
     if name in BUILT_IN:
         return _built_in(name, offline=offline, say=say)
     if name.startswith("modelscope:"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +16,7 @@ from qwen2_audio.cli.terminal import note, patience
 from qwen2_audio.errors import UsageError
 
 if TYPE_CHECKING:
-    from qwen2_audio.api import Options, Reply, ReplyStream
+    from qwen2_audio.api import Assistant, Options, Reply, ReplyStream
 
 
 def chat(
@@ -62,19 +63,31 @@ def chat(
         }
     )
     show = _json_printer(model) if as_json else print_stream
+    open_it = partial(open_assistant, model, device=device, dtype=dtype, revision=revision, offline=offline)
     if parts:
         message = hear_parts(parts)
-        assistant = open_assistant(model, device=device, dtype=dtype, revision=revision, offline=offline)
-        _note_if_cut(show(assistant.stream(message, system=system, **chosen)), chosen)
-        return
+        _note_if_cut(show(open_it().stream(message, system=system, **chosen)), chosen)
+    else:
+        _converse(open_it, model, system, chosen, show, as_json=as_json)
+
+
+def _converse(
+    open_it: Callable[[], Assistant],
+    model: str,
+    system: str | None,
+    chosen: Options,
+    show: Callable[[ReplyStream], Reply],
+    *,
+    as_json: bool,
+) -> None:
+    """Many turns, typed or piped in; the model is opened once it is clear that there is something to say."""
     from qwen2_audio.cli import conversing
 
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
     if at_terminal and as_json:
         raise UsageError("--json needs a message: give recordings or text, or one turn a line on stdin")
     lines = None if at_terminal else conversing.piped_lines()
-    assistant = open_assistant(model, device=device, dtype=dtype, revision=revision, offline=offline)
-    talk = conversing.Talk(assistant, system, chosen, show, chatty=at_terminal)
+    talk = conversing.Talk(open_it(), system, chosen, show, chatty=at_terminal)
     if lines is None:
         conversing.at_terminal(talk, model)
     else:
