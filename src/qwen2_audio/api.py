@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,7 @@ class ReplyStream:
         self._steps = engine.run([request], cache, lambda: self._cancelled)
 
     def __iter__(self) -> Iterator[str]:
+        self._refuse_if_overtaken()
         for step in self._steps:
             self._tokens.append(step.token)
             self._pieces.append(step.text)
@@ -90,10 +92,19 @@ class ReplyStream:
                 self._session._finished(self.reply)
             if step.text:
                 yield step.text
+                self._refuse_if_overtaken()
         if self._finish is None:
             self._finish = "cancelled"
             if self._session and self.reply.text:  # a turn without any answer is forgotten
                 self._session._finished(self.reply)
+
+    def _refuse_if_overtaken(self) -> None:
+        """A session has one cache: an answer that was left unfinished cannot go on after the next turn has begun."""
+        if self._finish is None and self._session and self._session.open_stream is not self:
+            raise UsageError(
+                "this answer was left unfinished and its session has gone on without it; "
+                "read a stream to its end before the next turn"
+            )
 
     def cancel(self) -> None:
         """Stop before the next token. May be called from another thread."""
@@ -151,6 +162,8 @@ class Assistant:
         Unless told otherwise it is greedy, free to repeat words (no repetition penalty), and no longer than fast speech
         could be: a model that has lost the thread ends with finish_reason "length" instead of going round in circles.
         """
+        if isinstance(audios, str | bytes | AudioPart):
+            raise UsageError("transcribe_many takes a list of recordings; for a single one use transcribe")
         given: Options = {**options}
         if given.get("temperature") is None:
             given["temperature"] = 0.0
@@ -163,8 +176,9 @@ class Assistant:
                 part = AudioPart((window, SAMPLE_RATE))
                 prompt = self.processor.prepare(Conversation().user(part, TextPart(TRANSCRIBE)))
                 longest = 16 + int(MOST_TOKENS_A_SECOND * prompt.clips[0].seconds)
-                limit = given.get("max_new_tokens") or longest
-                requests.append(self._request(prompt, {**given, "max_new_tokens": limit}))
+                limit = given.get("max_new_tokens")
+                limited: Options = {**given, "max_new_tokens": longest if limit is None else limit}
+                requests.append(self._request(prompt, limited))
                 owners.append(owner)
         groups = [requests[start : start + WINDOWS_AT_ONCE] for start in range(0, len(requests), WINDOWS_AT_ONCE)]
         replies = [reply for group in groups for reply in self._run(group)]
@@ -186,7 +200,7 @@ class Assistant:
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a checkpoint folder in the published layout."""
-        save(self.engine.model, Path(folder), source=self.folder)
+        save(self.engine.model, Path(os.path.expanduser(folder)), source=self.folder)
 
     def options(self, given: Options) -> GenerationOptions:
         """The checkpoint's defaults with what the caller gave put in their place."""
@@ -224,7 +238,10 @@ class Session:
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.conversation = Conversation().system(self._system) if self._system is not None else Conversation()
+        if self.conversation.messages:
+            check(self.conversation)
         self.cache = self._assistant.engine.model.new_cache(1, 512)
+        self.open_stream: ReplyStream | None = None
         self._cached: list[int] = []
         self._pending: list[int] = []
         self._audios = 0
@@ -234,7 +251,8 @@ class Session:
         return self.stream(*message, **options).run()
 
     def stream(self, *message: Item, **options: Unpack[Options]) -> ReplyStream:
-        """Like `send`, piece by piece. The turn counts once the stream has been read to its end."""
+        """Like `send`, piece by piece. The turn counts once the stream has been read to its end; a new turn before that
+        takes its place."""
         assistant, processor = self._assistant, self._assistant.processor
         chosen = assistant.options(options)
         new = Conversation().add("user", *user_parts(message))
@@ -247,7 +265,8 @@ class Session:
         processor.check_context(len(self._cached) + len(ids))
         self.cache.truncate(0, len(self._cached))
         self._turn = (new, audios, self._cached + ids)
-        return ReplyStream(assistant.engine, Request(ids, clips, chosen, context=self._cached), self)
+        self.open_stream = ReplyStream(assistant.engine, Request(ids, clips, chosen, context=self._cached), self)
+        return self.open_stream
 
     def _finished(self, reply: Reply) -> None:
         """Enter an answer: keep what the cache holds of it, and remember what must follow before the next turn."""

@@ -142,15 +142,17 @@ class Qwen2AudioConfig:
                 f"this is not a Qwen2-Audio checkpoint: config.json says model_type {kind!r}; "
                 "give a folder or hub name of a Qwen2-Audio model"
             )
-        audio_in: Mapping[str, Any] = config.get("audio_config") or {}
-        text_in: Mapping[str, Any] = config.get("text_config") or {}
+        audio_in, text_in = _section(config, "audio_config"), _section(config, "text_config")
         _refuse_unsupported(audio_in, text_in)
-        audio = {key: audio_in.get(key, default) for key, default in _AUDIO_DEFAULTS.items()}
-        text = {key: text_in.get(key, default) for key, default in _TEXT_DEFAULTS.items()}
-        rope = text_in.get("rope_parameters") or {}
-        text["rope_theta"] = float(rope.get("rope_theta", text["rope_theta"]))
-        text["num_key_value_heads"] = text_in.get("num_key_value_heads") or text["num_attention_heads"]
-        token = config.get("audio_token_index", config.get("audio_token_id", 151646))
+        rope = _section(text_in, "rope_parameters")
+        if rope.get("rope_theta") is not None:
+            text_in = {**text_in, "rope_theta": rope["rope_theta"]}
+        if text_in.get("num_key_value_heads") is None:
+            heads = text_in.get("num_attention_heads", _TEXT_DEFAULTS["num_attention_heads"])
+            text_in = {**text_in, "num_key_value_heads": heads}
+        audio, text = _merged(audio_in, _AUDIO_DEFAULTS), _merged(text_in, _TEXT_DEFAULTS)
+        tokens = {"audio_token_index": config.get("audio_token_index", config.get("audio_token_id"))}
+        token = _merged(tokens, {"audio_token_index": 151646})["audio_token_index"]
         return cls(AudioConfig(**audio), TextConfig(**text), audio_token_id=token)
 
     def to_hf(self) -> dict[str, Any]:
@@ -180,8 +182,27 @@ class Qwen2AudioConfig:
         }
 
 
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = config.get(name) or {}
+    _require(isinstance(section, Mapping), f"{name} must be an object, got {section!r:.60}")
+    return section
+
+
+def _merged(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values of the keys of `defaults`, checked against their kind; what is absent or null is the default."""
+    merged = {key: default if given.get(key) is None else given[key] for key, default in defaults.items()}
+    for key, value in merged.items():
+        if isinstance(defaults[key], bool):
+            _require(isinstance(value, bool), f"{key} must be true or false, got {value!r}")
+            continue
+        number, kind = (int | float, "number") if isinstance(defaults[key], float) else (int, "whole number")
+        valid = isinstance(value, number) and not isinstance(value, bool) and value > 0
+        _require(valid, f"{key} must be a {kind} above 0, got {value!r}")
+    return merged
+
+
 def _refuse_unsupported(audio: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = _section(text, "rope_parameters") or _section(text, "rope_scaling")
     wanted = {
         "audio_config.activation_function": (audio.get("activation_function", "gelu"), "gelu"),
         "audio_config.scale_embedding": (bool(audio.get("scale_embedding", False)), False),

@@ -11,6 +11,7 @@ What differs from `transformers`, on purpose:
 
 from __future__ import annotations
 
+import os
 import re
 from collections import UserDict
 from collections.abc import Mapping, Sequence
@@ -339,7 +340,10 @@ def _limited(options: GenerationOptions, row: _Row, max_length: int | None, max_
         return options
     prompt = len(row.ids) - sum(clip.tokens - 1 for clip in row.clips)
     if prompt >= max_length:
-        raise UsageError(f"the prompt has {prompt} tokens (a recording counted as one), max_length is {max_length}")
+        raise UsageError(
+            f"the prompt has {prompt} tokens (a recording counted as one), max_length is {max_length}; "
+            "raise it, or give max_new_tokens instead"
+        )
     return replace(options, max_new_tokens=max_length - prompt)
 
 
@@ -348,7 +352,8 @@ def _as_waves(audio: Any) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
         return []
     if isinstance(audio, torch.Tensor):
         audio = audio.numpy()
-    single = isinstance(audio, str | bytes | tuple) or (isinstance(audio, np.ndarray) and audio.ndim == 1)
+    single = isinstance(audio, str | os.PathLike | bytes | tuple) or hasattr(audio, "read")
+    single = single or (isinstance(audio, np.ndarray) and audio.ndim == 1)
     out = []
     for item in [audio] if single else audio:
         if isinstance(item, torch.Tensor):

@@ -49,3 +49,15 @@ def choose_runtime(device: str = "auto", dtype: str = "auto") -> Runtime:
     if chosen.type == "cuda":
         return Runtime(chosen, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
     return Runtime(chosen, torch.float16 if chosen.type == "mps" else torch.float32)
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively; a CPU without such instructions is hundreds of times slower at it."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

@@ -227,3 +227,45 @@ def test_prompt_past_the_context(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert assistant.chat("hello", **GREEDY | {"max_new_tokens": 1}).finish_reason in ("length", "stop")
+
+
+def test_an_unfinished_turn_gives_way_to_the_next(assistant: Assistant) -> None:
+    chat = assistant.session()
+    options = GREEDY | {"max_new_tokens": 6}
+    left = chat.stream("hello", **options)
+    next(iter(left))
+    second = chat.send("the dog", **options)
+    with pytest.raises(UsageError, match="left unfinished"):
+        left.run()
+    assert [message.text for message in chat.conversation.messages] == ["the dog", second.text]
+    assert second.tokens == assistant.chat("the dog", **options).tokens
+    stale = chat.stream("the cat", **options)
+    chat.reset()
+    with pytest.raises(UsageError, match="left unfinished"):
+        stale.run()
+    assert chat.conversation.messages == ()
+
+
+def test_nothing_is_accepted_and_then_ignored(assistant: Assistant) -> None:
+    with pytest.raises(ConversationError, match="control token"):
+        assistant.session(system="be kind<|im_end|>")
+    with pytest.raises(ConversationError, match="control token"):
+        assistant.complete([], "hello <|im_start|>")
+    with pytest.raises(ConversationError, match="prompt is empty"):
+        assistant.complete([], "")
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        assistant.transcribe((sound(1.0), 16_000), max_new_tokens=0)
+    with pytest.raises(UsageError, match="use transcribe"):
+        assistant.transcribe_many("speech.wav")
+    with pytest.raises(UsageError, match="stop must be"):
+        assistant.chat("hello", stop=5)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="stop must be"):
+        assistant.chat("hello", stop="")
+    with pytest.raises(UsageError, match="seed must be"):
+        assistant.chat("hello", seed=2**64)
+
+
+def test_a_model_can_be_converted_after_loading(tmp_path: Path) -> None:
+    assistant = load(tiny_folder(tmp_path / "model"), device="cpu")
+    assistant.model.bfloat16()
+    assert assistant.chat((sound(0.5), 16_000), **GREEDY).tokens

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 
 from qwen2_audio.errors import AudioWarning, ConversationError, UsageError
@@ -151,3 +152,13 @@ def test_gradients_flow(folder: Path, processor: AutoProcessor) -> None:
     out.loss.backward()
     grad = model.model.multi_modal_projector.linear.weight.grad
     assert grad is not None and bool(torch.isfinite(grad).all()) and float(grad.abs().sum()) > 0
+
+
+def test_a_single_recording_of_any_kind(processor: AutoProcessor, tmp_path: Path) -> None:
+    file = tmp_path / "speech.wav"
+    soundfile.write(file, sound(0.5), 16_000, subtype="FLOAT")
+    prompt = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+    wanted = processor(text=prompt, audio=sound(0.5)).input_features
+    with file.open("rb") as opened:
+        for audio in (str(file), file, file.read_bytes(), opened, [file]):
+            assert torch.equal(processor(text=prompt, audio=audio).input_features, wanted)

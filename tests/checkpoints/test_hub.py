@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from qwen2_audio.checkpoints import hub, mini
 from qwen2_audio.errors import CheckpointError, DownloadError, UsageError
@@ -67,8 +67,11 @@ def test_unknown_names_suggest_the_nearest(name: str, nearest: str) -> None:
 
 
 def test_nothing_near(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="known are mini"):
-        hub.find_checkpoint("zzzzzzzz")
+    for name in ("zzzzzzzz", "~nosuchuser-zz", "z" * 5000):
+        with pytest.raises(CheckpointError, match="known are mini"):
+            hub.find_checkpoint(name)
+    with pytest.raises(CheckpointError, match="cannot be the name"):
+        hub.find_checkpoint("zzz/z--z")
     file = tmp_path / "model.safetensors"
     file.touch()
     with pytest.raises(CheckpointError, match="is a file"):
@@ -80,6 +83,8 @@ def test_network_trouble_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         (RepositoryNotFoundError("404\nmore", response=MagicMock()), CheckpointError, "has no model"),
         (LocalEntryNotFoundError("cannot find\nmore"), DownloadError, "cannot be reached"),
         (OSError(28, "No space left on device"), DownloadError, "No space left.*it resumes"),
+        (RuntimeError("hf_xet: No space left on device"), DownloadError, "No space left.*it resumes"),
+        (RevisionNotFoundError("404\nmore", response=MagicMock()), CheckpointError, "has no revision"),
     ]
     for cause, kind, message in cases:
 
@@ -105,6 +110,7 @@ def test_mini_is_put_together_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     def assemble(folder: Path, *, trained: Path | None, say: Any) -> None:
         made.append(folder)
         folder.mkdir()
+        (folder / "model.safetensors").touch()
 
     monkeypatch.setattr(mini, "assemble", assemble)
     monkeypatch.setattr(mini, "TRAINED_PART", tmp_path / "mini.safetensors")
@@ -116,10 +122,15 @@ def test_mini_is_put_together_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     first = hub.find_checkpoint("mini")
     assert hub.find_checkpoint("mini", offline=True) == first
     assert len(made) == 1
+    (first / "model.safetensors").unlink()
+    assert hub.find_checkpoint("mini") == first  # its weights were lost: put together anew
+    assert len(made) == 2
+    base = hub.find_checkpoint("mini-base")
     (tmp_path / "mini.safetensors").write_bytes(b"two")
     second = hub.find_checkpoint("mini")
     assert second != first
     assert not first.exists()  # the older version makes room
+    assert base.exists()  # another model, though its name begins with "mini-"
 
 
 def test_pip_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from qwen2_audio.api import load
 from qwen2_audio.checkpoints import save as save_module
 from qwen2_audio.checkpoints.load import INDEX, SINGLE, load_config, load_model, weight_files
 from qwen2_audio.checkpoints.names import canonical
@@ -267,3 +270,31 @@ def test_unwritable_place(tmp_path: Path, model: Qwen2Audio) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
         save(model, tmp_path / "file" / "saved")
+
+
+ODD_FILES: list[tuple[str, dict[str, Any], str]] = [
+    ("generation_config.json", {"eos_token_id": None}, ""),
+    ("generation_config.json", {"eos_token_id": "x"}, "eos_token_id must be"),
+    ("generation_config.json", {"do_sample": True, "top_k": -1}, "generation_config.json .*top_k"),
+    ("tokenizer_config.json", {"added_tokens_decoder": None}, "no token '<|AUDIO|>'"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"320": {}}}, "cannot read the tokenizer"),
+    ("config.json", {"text_config": [1]}, "text_config must be an object"),
+    ("config.json", {"text_config": {"hidden_size": "64"}}, "hidden_size must be a whole number"),
+    ("config.json", {"text_config": {"num_attention_heads": 0}}, "num_attention_heads must be"),
+    ("config.json", {"audio_token_index": 5}, "mixes files of different models"),
+    (INDEX, {"weight_map": None}, "no weight_map"),
+    (INDEX, {"weight_map": {"a": 5}}, "no weight_map"),
+    (INDEX, {"weight_map": {"a": ".."}}, "incomplete"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), ODD_FILES)
+def test_odd_json(tmp_path: Path, name: str, change: dict[str, Any], message: str) -> None:
+    file = tiny_folder(tmp_path / "model") / name
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | change))
+    if not message:
+        assert load(file.parent, device="cpu").engine.end_ids
+        return
+    with pytest.raises(CheckpointError, match=re.escape(message) if "|" in message else message) as error:
+        load(file.parent, device="cpu")
+    assert "\n" not in str(error.value)

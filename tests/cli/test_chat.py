@@ -7,13 +7,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwen2_audio.cli import conversing
 from qwen2_audio.cli.chat import print_stream
 from qwen2_audio.cli.line_editor import _completion
-from tests.cli.conftest import FakeAssistant, Run
+from qwen2_audio.errors import ContextLengthError
+from tests.cli.conftest import FakeAssistant, FakeStream, Run
 
 
 def test_parts_in_order_and_the_answer_on_stdout(run: Run, assistant: FakeAssistant, wav: Path) -> None:
@@ -171,3 +173,35 @@ def test_completion(wav: Path) -> None:
     assert [_completion("/hi", index, commands) for index in (0, 1)] == ["/history", None]
     assert _completion(str(wav)[:-3], 0, commands) == str(wav)
     assert _completion(f"/audio {wav.parent}", 0, commands) == f"/audio {wav.parent}/"
+
+
+def test_recordings_of_a_turn_that_failed_or_was_forgotten(
+    terminal: Terminal, assistant: FakeAssistant, wav: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = assistant.session()
+    answer = session.stream
+    outcomes = iter(["too long", "cancelled", "answered"])
+
+    def stream(*message: Any, **options: Any) -> Any:
+        outcome = next(outcomes)
+        if outcome == "too long":
+            raise ContextLengthError("the prompt is too long")
+        if outcome == "cancelled":  # before its first token: the session keeps nothing of it
+            silent = FakeStream([])
+            silent.cancel()
+            return silent
+        return answer(*message, **options)
+
+    monkeypatch.setattr(session, "stream", stream)
+    monkeypatch.setattr(assistant, "session", lambda **_: session)
+    other = wav.with_name("other.wav")
+    other.write_bytes(wav.read_bytes())
+    typed = (f"'{wav}' long", f"'{wav}' forgotten", f"'{other}' kept", "/history")
+    _, err = terminal.types(assistant, *typed)
+    assert f"note: attached no longer: {wav}, 0.5 s\n" in err
+    assert f"user: [{other}, 0.5 s] kept\n" in err
+
+
+def test_all_recordings_of_a_line_or_none(terminal: Terminal, assistant: FakeAssistant, wav: Path) -> None:
+    out, _ = terminal.types(assistant, f"'{wav}' http://127.0.0.1:9/nothing.wav", "b")
+    assert out == "1: b\n"

@@ -12,6 +12,7 @@ from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.conversation import Conversation
 from qwen2_audio.processing.processor import Processor
 from tests.cli.conftest import Run
+from tests.tiny import tiny_config, tiny_folder, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +99,10 @@ def test_info_never_fetches(run: Run) -> None:
 def test_download_prints_the_folder(run: Run, folder: Path) -> None:
     assert run("download", folder).out == f"{folder.resolve()}\n"
     assert run("download", "mini-base", "--offline").code == 2
+
+
+def test_info_counts_a_tied_head_once(run: Run, tmp_path: Path) -> None:
+    model = tiny_model(tiny_config(tied=True))
+    folder = tiny_folder(tmp_path / "tied", model)
+    facts = json.loads(run("info", "--model", folder, "--json").out)
+    assert facts["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -102,3 +104,21 @@ def test_logits_only_where_asked(model: Qwen2Audio) -> None:
     at = torch.tensor([11, 3])
     with torch.inference_mode():
         close(model(ids, [5, 7], logits_at=at), model(ids, [5, 7])[at])
+
+
+def test_a_cache_survives_running_out_of_memory_while_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tiny_model().new_cache(1, 4)
+    pad, calls = torch.nn.functional.pad, []
+
+    def second_fails(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return pad(*args)
+
+    monkeypatch.setattr(torch.nn.functional, "pad", second_fails)
+    with pytest.raises(RuntimeError):
+        cache.reserve([5])
+    cache.reserve([5])
+    keys, values = cache.store(0, torch.ones(5, 2, 16), torch.ones(5, 2, 16), [5])
+    assert min(keys.shape[2], values.shape[2]) >= 5

@@ -68,3 +68,13 @@ def test_project_without_packing() -> None:
     x = torch.randn(5, 8)
     for got, layer in zip(project(layers, x), layers, strict=True):
         torch.testing.assert_close(got, torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_moved_and_converted_weights_are_never_stale() -> None:
+    layer = Linear(8, 4)
+    model = torch.nn.Sequential(layer)
+    pack_linears(model)
+    model.bfloat16()
+    x = torch.randn(3, 8, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert model(x).dtype == torch.bfloat16

@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import torch
 from numpy.typing import NDArray
 
 from qwen2_audio.errors import AudioError
@@ -384,3 +385,21 @@ def test_mp3_without_length_is_heard_to_its_end(quiet_first: bool) -> None:
     second = data.index(data[:2], data.index(b"Xing"))
     for prefix in (b"", b"ID3\x04\x00\x00" + bytes([0, 0, 0, 20]) + b"TXXX Xing Info".ljust(20, b"\0")):
         assert abs(len(load_audio(prefix + data[second:])) / 16000 - 10) < 0.2
+
+
+def test_rates_of_any_integer_type() -> None:
+    wave = sound(4.0, rate=44_100)
+    np.testing.assert_array_equal(load_audio((wave, np.int32(44_100))), load_audio((wave, 44_100)))
+
+
+def test_names_that_only_look_like_a_home_folder_or_a_url(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="no such file: ~nosuchuser"):
+        load_audio("~nosuchuser-zz.wav")
+    file = tmp_path / "a b.wav"
+    file.write_bytes(encoded(sound(0.1), 16_000, "WAV"))
+    assert load_audio(file.as_uri()).shape == (1600,)
+
+
+def test_tensors_that_numpy_cannot_take() -> None:
+    with pytest.raises(AudioError, match="samples must be numbers"):
+        load_audio((torch.zeros(1600, requires_grad=True), 16_000))  # type: ignore[arg-type]

@@ -220,3 +220,24 @@ def test_context_length(folder: Path, config: Qwen2AudioConfig) -> None:
             ContextLengthError, match=rf"too long: \d+ tokens.* holds {tokens} including the answer; use"
         ):
             prepare()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": "What?", "audio_url": "a.wav"},
+        {"type": "audio", "audio_url": "a.wav", "text": "What?"},
+        {"type": "audio", "audio_url": "a.wav", "audio": "b.wav"},
+    ],
+)
+def test_a_content_entry_is_one_thing(part: dict[str, Any]) -> None:
+    with pytest.raises(ConversationError, match="cannot read the content entry"):
+        Conversation.parse([{"role": "user", "content": [part]}])
+
+
+def test_empty_fields_beside_the_one_that_counts() -> None:
+    rows = [{"type": "text", "text": "Hi", "audio_url": None}, {"type": "audio", "audio_url": "a.wav", "text": None}]
+    assert Conversation.parse([{"role": "user", "content": rows}]).messages[0].parts == (
+        TextPart("Hi"),
+        AudioPart("a.wav"),
+    )

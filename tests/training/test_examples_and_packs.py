@@ -22,6 +22,7 @@ from qwen2_audio.processing.conversation import Conversation
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.processing.tokenizer import CONTROL_TOKENS, IM_END
 from qwen2_audio.training.collate import pack, pack_by_tokens
+from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.datasets import Example, JsonLinesDataset, _chat_pieces, build_example
 from qwen2_audio.training.losses import next_token_loss
 from tests.tiny import AUDIO_ID, END_OF_TEXT_ID, sound
@@ -140,6 +141,8 @@ def test_json_lines(processor: Processor, data: Path) -> None:
         ('{"messages": [{"role": "tool", "content": "x"}]}', "line 1: unknown role"),
         ('{"messages": []}', "line 1: the conversation is empty"),
         ('{"messages": [{"role": "user", "content": "<|im_end|>"}]}', "line 1: .*control token"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "line 1: the row holds nothing to learn"),
+        ('{"audio": "none.wav", "prompt": null, "gt": "x"}', "line 1: "),
     ],
 )
 def test_bad_rows(processor: Processor, tmp_path: Path, line: str, named: str) -> None:
@@ -200,3 +203,8 @@ def test_loss_of_a_pack_is_the_sum(processor: Processor, model: Qwen2Audio, data
 def test_loss_without_recordings_or_targets(model: Qwen2Audio) -> None:
     assert next_token_loss(model, pack([Example([1, 2, 3], [False, True, True], [])])) > 0
     assert next_token_loss(model, pack([Example([1, 2], [True, False], [])])) == 0
+
+
+def test_settings_of_the_wrong_type() -> None:
+    with pytest.raises(UsageError, match=r"write 1.0e-3"):
+        TrainConfig(model="a", data="b", out="c", learning_rate="1e-3")  # type: ignore[arg-type]

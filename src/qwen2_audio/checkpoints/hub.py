@@ -10,10 +10,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from qwen2_audio.checkpoints import mini
+from qwen2_audio.checkpoints.load import SINGLE
 from qwen2_audio.errors import CheckpointError, DownloadError, UsageError
 
 PUBLISHED = ("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2-Audio-7B")
@@ -44,7 +46,8 @@ def find_checkpoint(
         DownloadError: it could not be fetched.
         UsageError: a revision of something that has none.
     """
-    here = name in BUILT_IN or Path(name).expanduser().is_dir()
+    folder = Path(os.path.expanduser(name))
+    here = name in BUILT_IN or os.path.isdir(folder)  # os.path: False, too, for names no file system takes
     if revision is not None and here:
         raise UsageError(
             f"revision={revision!r} makes no sense for {name}: only models of a hub have revisions; leave it out"
@@ -55,10 +58,9 @@ def find_checkpoint(
         return _from_modelscope(_repository(name.removeprefix("modelscope:")), revision, offline=offline)
     if name.startswith("hf:"):
         return _from_hugging_face(_repository(name.removeprefix("hf:")), revision, offline=offline)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if here:
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise CheckpointError(f"{name} is a file; give the checkpoint's folder")
     if _REPOSITORY.fullmatch(name) and not name.startswith("."):
         return _from_hugging_face(name, revision, offline=offline)
@@ -97,7 +99,7 @@ def _built_in(name: str, *, offline: bool, say: Callable[[str], None]) -> Path:
             raise CheckpointError(f"{trained} is missing; reinstall qwen2-audio")
         stamp.update(trained.read_bytes())
     folder = cache_folder() / f"{name}-{stamp.hexdigest()[:12]}"
-    if folder.is_dir():
+    if (folder / SINGLE).is_file():
         return folder
     if offline:
         raise DownloadError(
@@ -105,12 +107,13 @@ def _built_in(name: str, *, offline: bool, say: Callable[[str], None]) -> Path:
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # when it lost its weights: put it together anew
     except OSError as error:
         raise DownloadError(f"cannot write to {folder.parent}: {error.strerror}; set QWEN2_AUDIO_CACHE") from error
     try:
         mini.assemble(folder, trained=trained, say=say)
     except CheckpointError:
-        if not folder.is_dir():  # else another process has just put it there
+        if not (folder / SINGLE).is_file():  # else another process has just put it there
             raise
     _tidy(folder, name)
     return folder
@@ -118,19 +121,31 @@ def _built_in(name: str, *, offline: bool, say: Callable[[str], None]) -> Path:
 
 def _tidy(folder: Path, name: str) -> None:
     """Remove older versions of a built-in model, and what was left of attempts that were cut off an hour ago or more."""
-    for other in folder.parent.glob(f"{name}-????????????*"):
-        unfinished = ".part-" in other.name
-        if other != folder and (not unfinished or time.time() - other.stat().st_mtime > 3600):
-            shutil.rmtree(other, ignore_errors=True)
+    versions = re.compile(re.escape(name) + r"-[0-9a-f]{12}")  # of mini, but not of mini-base
+    attempts = re.compile(versions.pattern + r"\.part-\d+|parts-.*")
+    for other in folder.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process may be tidying, too
+            cut_off = attempts.fullmatch(other.name) and time.time() - other.stat().st_mtime > 3600
+            if other != folder and (cut_off or versions.fullmatch(other.name)):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _from_hugging_face(name: str, revision: str | None, *, offline: bool) -> Path:
     """huggingface_hub resumes, shows progress, and honours HF_ENDPOINT (a mirror), HF_HOME, HF_HUB_OFFLINE, HF_TOKEN."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         found = snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=offline)
+    except HFValidationError as error:
+        raise CheckpointError(f"{name!r} cannot be the name of a model on Hugging Face{_nearest(name)}") from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{name} has no revision {revision!r} on Hugging Face; check the name") from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"Hugging Face has no model {name!r} (or it is private: set HF_TOKEN){_nearest(name)}"
@@ -141,7 +156,7 @@ def _from_hugging_face(name: str, revision: str | None, *, offline: bool) -> Pat
             f"{name} is not on this machine and {what}; check the network, set HF_ENDPOINT to a mirror, "
             f"or use modelscope:{name}"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # its own, httpx's, hf_xet's RuntimeError (a full disk, too), OSError
         raise _failed(name, "Hugging Face", error) from error
     return Path(found)
 

@@ -41,11 +41,15 @@ def load_config(folder: Path) -> Qwen2AudioConfig:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: the shards its index names, or the single file."""
     if (folder / INDEX).exists():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
+        shards = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(
+                f"{folder / INDEX} has no weight_map from tensors to files; fetch the checkpoint again"
+            )
+        files = [folder / name for name in sorted(set(shards.values()))]
     else:
         files = [folder / SINGLE]
-    missing = [file.name for file in files if not file.exists()]
+    missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise CheckpointError(
             f"{folder} is incomplete: {', '.join(missing) or 'weights'} missing; "
@@ -105,7 +109,7 @@ def _tensors(file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
         with safe_open(file, framework="pt", device=str(device)) as weights:
             for name in weights.keys():  # noqa: SIM118 (not a dict)
                 yield name, weights.get_tensor(name)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file} is damaged or only half downloaded ({error}); delete it and download the model again"
         ) from error

@@ -79,8 +79,8 @@ class Talk:
         paths, text = split_line(line)
         if not paths and command.startswith("/") and "/" not in command[1:]:
             raise UsageError(_unknown(command))
-        for path in paths:
-            self._attach(path, hear(path))
+        for path, part in [(path, hear(path)) for path in paths]:  # all are heard before the first is attached
+            self._attach(path, part)
         if text or (self._attached and not paths):
             self._send(text)
         return True
@@ -122,10 +122,16 @@ class Talk:
     def _send(self, text: str) -> None:
         attached, self._attached = self._attached, []
         items = [part for _, part in attached] + ([TextPart(text)] if text else [])
-        stream = self._session.stream(*items, **self._options)
+        try:
+            stream = self._session.stream(*items, **self._options)
+        except Qwen2AudioError:
+            if attached and self._chatty:
+                note(f"attached no longer: {'; '.join(name for name, _ in attached)}")
+            raise
         with _stopped_by_ctrl_c(stream):
             reply = self._show(stream)
-        self._names += [name for name, _ in attached]
+        if reply.text or reply.finish_reason != "cancelled":  # else the session has forgotten the turn
+            self._names += [name for name, _ in attached]
         if reply.finish_reason == "length" and self._options.get("max_new_tokens") is None:
             note(f"the answer was cut after {len(reply.tokens)} tokens; /reset makes room")
         elif reply.finish_reason == "cancelled":

@@ -80,8 +80,6 @@ def _sizes(folder: Path) -> dict[str, Any]:
     with torch.device("meta"):  # shapes without memory
         network = Qwen2Audio(config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    if config.text.tie_word_embeddings:  # the head is the embedding
-        parameters -= network.language_model.lm_head.weight.numel()
     return {
         "folder": str(folder),
         "parameters": parameters,

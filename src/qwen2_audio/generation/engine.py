@@ -123,5 +123,5 @@ class Engine:
     @staticmethod
     def _choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
         if all(sampler.plain for sampler in samplers):
-            return [int(token) for token in logits.argmax(-1)]
+            return logits.argmax(-1).tolist()
         return [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]

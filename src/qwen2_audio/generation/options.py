@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from qwen2_audio.errors import UsageError
+from qwen2_audio.errors import CheckpointError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class GenerationOptions:
         _check(_real(self.min_p) and 0 <= self.min_p <= 1, "min_p", "from 0 to 1", self.min_p)
         penalty = self.repetition_penalty
         _check(_real(penalty) and penalty > 0, "repetition_penalty", "above 0", penalty)
-        _check(self.seed is None or _whole(self.seed, 0), "seed", "a whole number, at least 0", self.seed)
+        seed_fits = self.seed is None or (_whole(self.seed, 0) and self.seed < 2**64)
+        _check(seed_fits, "seed", "a whole number from 0 to 2**64 - 1", self.seed)
         _check(all(isinstance(text, str) and text for text in self.stop), "stop", "texts that are not empty", self.stop)
 
     def override(
@@ -59,6 +60,7 @@ class GenerationOptions:
         stop: str | Sequence[str] | None = None,
     ) -> GenerationOptions:
         """These options with those given put in their place; None leaves an option as it is."""
+        single = None if stop is None else (stop,)
         given: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -67,7 +69,7 @@ class GenerationOptions:
             "min_p": min_p,
             "repetition_penalty": repetition_penalty,
             "seed": seed,
-            "stop": (stop,) if isinstance(stop, str) else tuple(stop) if stop is not None else None,
+            "stop": tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else single,
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
@@ -85,6 +87,9 @@ class GenerationDefaults:
 
         Args:
             fallback_end_ids: what ends an answer when the file does not say.
+
+        Raises:
+            CheckpointError: a value that makes no sense.
         """
         drawn = bool(config.get("do_sample", False))
         values: dict[str, Any] = {"max_new_tokens": config.get("max_new_tokens")}
@@ -94,8 +99,13 @@ class GenerationDefaults:
         if not drawn:
             names = {"repetition_penalty"}
         values |= {name: config[name] for name in names if config.get(name) is not None}
-        end = config.get("eos_token_id", list(fallback_end_ids))
-        return cls(GenerationOptions(**values), frozenset([end] if isinstance(end, int) else end))
+        given = config.get("eos_token_id")
+        end = list(fallback_end_ids) if given is None else given if isinstance(given, list) else [given]
+        try:
+            _check(all(_whole(token, 0) for token in end), "eos_token_id", "a token id or a list of them", given)
+            return cls(GenerationOptions(**values), frozenset(end))
+        except UsageError as error:
+            raise CheckpointError(f"generation_config.json makes no sense: {error}; correct the file") from error
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -31,7 +31,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        return self._keys.shape[3]
+        return self._values.shape[3]  # the last to grow: holds too when memory ran out between the two
 
     def reserve(self, new: Sequence[int]) -> None:
         """Make room for `new[i]` further positions in row i."""

@@ -30,7 +30,7 @@ class Packed:
 
     def __init__(self, layers: Sequence[Linear]) -> None:
         self.sizes = [layer.out_features for layer in layers]
-        self._sources = [(layer.weight, layer.weight._version) for layer in layers]
+        self._sources = [(layer.weight, _state(layer.weight)) for layer in layers]
         self._weight = torch.ops.mkldnn._reorder_linear_weight(
             torch.cat([layer.weight.detach() for layer in layers]), 1
         )
@@ -45,12 +45,17 @@ class Packed:
         if len(layers) != len(self._sources):
             return False
         return all(
-            isinstance(layer, Linear) and layer.weight is weight and weight._version == version
-            for layer, (weight, version) in zip(layers, self._sources, strict=True)
+            isinstance(layer, Linear) and layer.weight is weight and _state(weight) == state
+            for layer, (weight, state) in zip(layers, self._sources, strict=True)
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
+    """What changes when a weight is written to in place (the version) or moved and converted (`.to()`: the address)."""
+    return weight._version, weight.data_ptr()
 
 
 def project(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ def load_audio(source: AudioSource) -> NDArray[np.float32]:
     if isinstance(source, tuple):
         if len(source) != 2:
             raise AudioError(f"a recording as a tuple is (samples, rate), got {len(source)} values")
-        samples, rate = _from_array(*source), source[1]
+        samples, rate = _from_array(*source), int(source[1])
         name = "the array"
     else:
         data, name = _read(source)
@@ -71,7 +71,7 @@ def resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 def _from_array(samples: Any, rate: Any) -> NDArray[np.float32]:
     try:
         array = np.asarray(samples)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors on a GPU or with gradients
         raise AudioError(f"samples must be numbers of shape [samples] or [channels, samples]; {error}") from error
     if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate <= 0:
         raise AudioError(f"the sampling rate must be a positive whole number, got {rate!r}")
@@ -116,9 +116,10 @@ def _read(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[bytes, str
 
 
 def _read_file(path: str | os.PathLike[str]) -> tuple[bytes, str]:
-    file = Path(os.fspath(path).removeprefix("file://"))
+    text = os.fspath(path)
+    file = Path(unquote(text.removeprefix("file://")) if text.startswith("file://") else text)
     try:
-        return file.expanduser().read_bytes(), str(file)
+        return Path(os.path.expanduser(file)).read_bytes(), str(file)
     except FileNotFoundError:
         raise AudioError(f"no such file: {file}; check the path") from None
     except IsADirectoryError:

@@ -39,7 +39,14 @@ def render_turn(message: Message, audios: int) -> tuple[str, int]:
 
 
 def render_base(audios: int, instruction: str) -> str:
-    """The base model's bare prompt: the recordings directly followed by the instruction; no chat, no newline."""
+    """The base model's bare prompt: the recordings directly followed by the instruction; no chat, no newline.
+
+    Raises:
+        ConversationError: nothing at all, or control tokens in the instruction.
+    """
+    if not audios and not instruction:
+        raise ConversationError("the prompt is empty; give recordings, an instruction or both")
+    _refuse_control_tokens(instruction, "the instruction")
     return PLACEHOLDER * audios + instruction
 
 
@@ -61,9 +68,13 @@ def check(conversation: Conversation) -> None:
             raise ConversationError(f"message {index} ({message.role}) is empty; give it text or a recording")
         for part in message.parts:
             if isinstance(part, TextPart):
-                found = next((token for token in CONTROL_TOKENS if token in part.text), None)
-                if found:
-                    raise ConversationError(
-                        f"message {index} ({message.role}) holds the control token {found!r} in its text; remove it"
-                        " (recordings are given as audio parts, not as placeholders)"
-                    )
+                _refuse_control_tokens(part.text, f"message {index} ({message.role})")
+
+
+def _refuse_control_tokens(text: str, where: str) -> None:
+    found = next((token for token in CONTROL_TOKENS if token in text), None)
+    if found:
+        raise ConversationError(
+            f"{where} holds the control token {found!r} in its text; remove it"
+            " (recordings are given as audio parts, not as placeholders)"
+        )

@@ -141,12 +141,12 @@ def _parse_part(part: Any, index: int) -> Part:
     if isinstance(part, str):
         return TextPart(part)
     if isinstance(part, Mapping):
-        kind = part.get("type")
-        if kind == "text" and isinstance(part.get("text"), str):
-            return TextPart(part["text"])
-        for key in ("audio_url", "audio", "path", "url"):
-            if kind in ("audio", "audio_url", None) and part.get(key) is not None:
-                return AudioPart(part[key])
+        kind, text = part.get("type"), part.get("text")
+        sources = [part[key] for key in ("audio_url", "audio", "path", "url") if part.get(key) is not None]
+        if kind == "text" and isinstance(text, str) and not sources:
+            return TextPart(text)
+        if kind in ("audio", "audio_url", None) and len(sources) == 1 and text is None:
+            return AudioPart(sources[0])
     raise ConversationError(
         f'message {index}: cannot read the content entry {part!r:.100}; use {{"type": "text", "text": ...}} '
         'or {"type": "audio", "audio_url": ...}'

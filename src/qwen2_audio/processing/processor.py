@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen2_audio.config import MAX_CLIP_SECONDS, MAX_SAMPLES, MIN_SAMPLES, SAMPLE_RATE, Qwen2AudioConfig
-from qwen2_audio.errors import AudioWarning, ContextLengthError, ConversationError
+from qwen2_audio.errors import AudioWarning, CheckpointError, ContextLengthError, ConversationError
 from qwen2_audio.processing.audio import load_audio
 from qwen2_audio.processing.chat_template import check, render, render_base
 from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Message, Part
 from qwen2_audio.processing.mel import Clip, log_mel
-from qwen2_audio.processing.tokenizer import Tokenizer, load_tokenizer
+from qwen2_audio.processing.tokenizer import AUDIO, Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,5 +141,16 @@ def windows(samples: NDArray[np.float32], name: str) -> list[NDArray[np.float32]
 
 
 def load_processor(folder: Path, config: Qwen2AudioConfig) -> Processor:
-    """The processor of a checkpoint folder."""
-    return Processor(load_tokenizer(folder), config)
+    """The processor of a checkpoint folder.
+
+    Raises:
+        CheckpointError: the tokenizer cannot be read, or it and the configuration disagree about the placeholder.
+    """
+    tokenizer = load_tokenizer(folder)
+    found = tokenizer.id_of(AUDIO)
+    if found != config.audio_token_id:
+        raise CheckpointError(
+            f"in {folder} {AUDIO} has the id {found} in the tokenizer and {config.audio_token_id} in config.json; "
+            "the folder mixes files of different models, fetch it again"
+        )
+    return Processor(tokenizer, config)

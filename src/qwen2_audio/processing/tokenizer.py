@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
@@ -35,7 +36,9 @@ class Tokenizer:
         """The id of one token, which must exist."""
         found = self._backend.token_to_id(token)
         if found is None:
-            raise CheckpointError(f"the tokenizer has no token {token!r}; is this a Qwen2-Audio checkpoint?")
+            raise CheckpointError(
+                f"the tokenizer has no token {token!r}; is this a Qwen2-Audio checkpoint, wholly downloaded?"
+            )
         return found
 
     def __len__(self) -> int:
@@ -54,12 +57,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         config_file = folder / "tokenizer_config.json"
         config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+        entries = config.get("added_tokens_decoder") or {}
+        listed = {int(index): _added_token(entry) for index, entry in entries.items()}
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(f"cannot read the tokenizer in {folder}: {error}; fetch the checkpoint again") from error
-    listed = {int(index): entry for index, entry in config.get("added_tokens_decoder", {}).items()}
-    for index, entry in sorted(listed.items()):
-        flags = {name: entry[name] for name in ("lstrip", "rstrip", "normalized", "single_word") if name in entry}
-        token = AddedToken(entry["content"], special=bool(entry.get("special")), **flags)
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"cannot read the tokenizer in {folder} ({reason}); fetch the checkpoint again"
+        ) from error
+    for index, token in sorted(listed.items(), key=lambda item: item[0]):
         if token.special:
             backend.add_special_tokens([token])
         else:
@@ -71,6 +76,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 "the folder mixes files of different models, fetch it again"
             )
     return Tokenizer(backend)
+
+
+def _added_token(entry: Mapping[str, Any]) -> AddedToken:
+    flags = {name: entry[name] for name in ("lstrip", "rstrip", "normalized", "single_word") if name in entry}
+    return AddedToken(entry["content"], special=bool(entry.get("special")), **flags)
 
 
 class Detokenizer:

@@ -27,7 +27,9 @@ class TrainConfig:
         steps: optimizer steps; the data is read in order and again from its start when it ends.
         minutes: when above 0, the schedule follows the clock and the run ends after so many minutes of training.
         save_every: steps between two saved states.
-        device: "auto", "cpu", "cuda", ...; weights stay in float32, on CUDA products run in bfloat16 (autocast).
+        device: "auto", "cpu", "cuda", ...
+        precision: of products and activations (weights that learn stay in float32): "float32", "bfloat16" (autocast),
+            or "auto": bfloat16 where the device multiplies it natively.
         workers: threads that read and prepare recordings ahead of the model; 0: none.
     """
 
@@ -50,12 +52,23 @@ class TrainConfig:
     save_every: int = 50
     seed: int = 0
     device: str = "auto"
+    precision: str = "auto"
     workers: int = 0
 
     def __post_init__(self) -> None:
+        kinds = {"str": str, "int": int, "float": int | float}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, kinds[str(field.type)]) or isinstance(value, bool):
+                hint = " (YAML takes 1e-3 for a text; write 1.0e-3)" if field.type == "float" else ""
+                raise UsageError(f"{field.name} must be of type {field.type}, got {value!r}{hint}")
         for name in ("lora_rank", "batch_tokens", "steps", "save_every", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.minutes < 0:
+            raise UsageError(f"minutes must be at least 0, got {self.minutes}")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise UsageError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"warmup is a share of the run, at least 0 and below 1, got {self.warmup}")
 

@@ -60,7 +60,7 @@ class JsonLinesDataset:
     def __getitem__(self, index: int) -> Example:
         try:
             return build_example(json.loads(self._lines[index]), self.path.parent, self._processor)
-        except (ValueError, KeyError) as error:
+        except (ValueError, TypeError) as error:
             raise UsageError(f"{self.path}, line {index + 1}: {error}") from error
 
 
@@ -86,6 +86,8 @@ def build_example(row: Mapping[str, Any], folder: Path, processor: Processor) ->
         part = processor.expand(processor.tokenizer.encode(text), waiting)
         ids += part
         learnt += [target] * len(part)
+    if not any(learnt):
+        raise UsageError("the row holds nothing to learn; give it an answer of the assistant")
     return Example(ids, learnt, clips)
 
 

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qwen2_audio.checkpoints.load import load_config, load_model
 from qwen2_audio.errors import UsageError
 from qwen2_audio.processing.processor import load_processor
-from qwen2_audio.runtime import choose_runtime
+from qwen2_audio.runtime import choose_runtime, has_native_bfloat16
 from qwen2_audio.training.collate import Pack, pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.datasets import Example, JsonLinesDataset
@@ -54,9 +55,11 @@ class Trainer:
         self.device = choose_runtime(config.device).device
         if self.device.type == "cuda" and self.world > 1:
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        native = has_native_bfloat16(self.device)
+        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and native)
         self.model = load_model(folder, device=self.device)
         if config.start:
-            self.model.load_state_dict(load_file(config.start), strict=False)
+            self._start_from(Path(config.start))
         if config.lora:
             add_lora(self.model, config.lora, config.lora_rank, config.lora_scale)
         for name, parameter in self.model.named_parameters():
@@ -71,6 +74,14 @@ class Trainer:
             raise UsageError(f"{config.data} holds no rows")
         self.step, self.seconds, self.cursor = 0, 0.0, self.rank
         self._resume()
+
+    def _start_from(self, path: Path) -> None:
+        try:
+            unknown = self.model.load_state_dict(load_file(path), strict=False).unexpected_keys
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UsageError(f"cannot start from {path}: {error}") from error
+        if unknown:
+            raise UsageError(f"{path} holds tensors that the model does not have: {', '.join(unknown[:5])}")
 
     def run(self) -> Path:
         """Train to the end of the schedule."""
@@ -123,7 +134,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = next_token_loss(self.model, batch)
         loss.backward()
         sums = torch.tensor(
