@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 from qwen2_audio.checkpoints.hub import find_checkpoint
 from qwen2_audio.checkpoints.load import load_config, load_model, read_json
 from qwen2_audio.checkpoints.save import save
-from qwen2_audio.config import SAMPLE_RATE
-from qwen2_audio.errors import ConversationError, UsageError
+from qwen2_audio.config import MAX_SAMPLES, SAMPLE_RATE
+from qwen2_audio.errors import AudioWarning, ConversationError, UsageError
 from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
 from qwen2_audio.generation.sequence import FinishReason
@@ -20,8 +21,9 @@ from qwen2_audio.model.linear import pack_linears
 from qwen2_audio.processing.audio import load_audio
 from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_turn, with_system
 from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Part, TextPart, user_parts
-from qwen2_audio.processing.processor import Processor, Prompt, load_processor, windows
+from qwen2_audio.processing.processor import Processor, Prompt, load_processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
+from qwen2_audio.processing.windows import split_at_pauses
 from qwen2_audio.runtime import choose_runtime
 
 Item: TypeAlias = "AudioSource | Part"
@@ -125,10 +127,11 @@ class ReplyStream:
 class Assistant:
     """A loaded model, ready to be talked to."""
 
-    def __init__(self, engine: Engine, processor: Processor, defaults: GenerationOptions, folder: Path) -> None:
+    def __init__(self, engine: Engine, processor: Processor, defaults: GenerationDefaults, folder: Path) -> None:
         self.engine = engine
         self.processor = processor
-        self.defaults = defaults
+        self.defaults = defaults.options
+        self.transcription_window = defaults.transcription_window
         self.folder = folder
 
     @property
@@ -153,11 +156,14 @@ class Assistant:
         return self._run([self._request(prompt, options) for prompt in prompts])
 
     def transcribe(self, audio: AudioSource | AudioPart, **options: Unpack[Options]) -> Reply:
-        """Write down what is said; recordings over 30 s window by window."""
+        """Write down what is said, long recordings piece by piece; see `transcribe_many`."""
         return self.transcribe_many([audio], **options)[0]
 
     def transcribe_many(self, audios: Sequence[AudioSource | AudioPart], **options: Unpack[Options]) -> list[Reply]:
         """Write down what is said in several recordings, together.
+
+        Recordings longer than the checkpoint's transcription window (30 s unless its `generation_config.json` says less)
+        are cut at pauses and transcribed piece by piece; above 30 s an `AudioWarning` says so.
 
         Unless told otherwise it is greedy, free to repeat words (no repetition penalty), and no longer than fast speech
         could be: a model that has lost the thread ends with finish_reason "length" instead of going round in circles.
@@ -172,8 +178,14 @@ class Assistant:
         requests: list[Request] = []
         owners: list[int] = []
         for owner, audio in enumerate(audios):
-            for window in windows(load_audio(_as_audio(audio).source), f"recording {owner + 1}"):
-                part = AudioPart((window, SAMPLE_RATE))
+            samples = load_audio(_as_audio(audio).source)
+            pieces = split_at_pauses(samples, self.transcription_window)
+            if len(samples) > MAX_SAMPLES:
+                seconds = len(samples) / SAMPLE_RATE
+                note = f"recording {owner + 1} is {seconds:.1f} s long; it is transcribed in {len(pieces)} parts"
+                warnings.warn(note, AudioWarning, stacklevel=2)
+            for piece in pieces:
+                part = AudioPart((piece, SAMPLE_RATE))
                 prompt = self.processor.prepare(Conversation().user(part, TextPart(TRANSCRIBE)))
                 longest = 16 + int(MOST_TOKENS_A_SECOND * prompt.clips[0].seconds)
                 limit = given.get("max_new_tokens")
@@ -319,17 +331,19 @@ def load(
     fallback = [processor.tokenizer.id_of(token) for token in (IM_END, END_OF_TEXT)]
     defaults = GenerationDefaults.from_hf(read_json(file) if file.exists() else {}, fallback)
     engine = Engine(network, processor.tokenizer, defaults.end_ids)
-    return Assistant(engine, processor, defaults.options, folder)
+    return Assistant(engine, processor, defaults, folder)
 
 
 def as_conversation(message: Input, system: str | None = None) -> Conversation:
-    """A message as a conversation; a list of dicts is read as the original's conversation form."""
+    """A message as a conversation; a list of dicts is read as the original's conversation form, a tuple of two whose second
+    is a number as (samples, rate)."""
     if isinstance(message, Conversation):
         conversation = message
     elif isinstance(message, list) and message and all(isinstance(item, dict) for item in message):
         conversation = Conversation.parse(message)
     else:
-        items: Sequence[Any] = message if isinstance(message, list) else [message]
+        wave = isinstance(message, tuple) and len(message) == 2 and not isinstance(message[1], str | bytes | Path)
+        items: Sequence[Any] = message if isinstance(message, list | tuple) and not wave else [message]
         conversation = Conversation().user(*items)
     if system is None:
         return conversation

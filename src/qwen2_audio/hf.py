@@ -35,8 +35,9 @@ from qwen2_audio.processing.audio import load_audio
 from qwen2_audio.processing.chat_template import PLACEHOLDER, render
 from qwen2_audio.processing.conversation import Conversation
 from qwen2_audio.processing.mel import TAIL_FRAMES, Clip
-from qwen2_audio.processing.processor import Processor, load_processor, windows
+from qwen2_audio.processing.processor import Processor, load_processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT
+from qwen2_audio.processing.windows import windows
 
 IGNORE_INDEX = -100
 _NUMBERED = re.compile(rf"Audio \d+: {re.escape(PLACEHOLDER)}\n|{re.escape(PLACEHOLDER)}|<\|AUDIO\|>")

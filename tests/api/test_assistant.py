@@ -42,6 +42,7 @@ def test_the_ways_to_say_the_same(assistant: Assistant, speech: str) -> None:
     messages: list[Input] = [
         [speech, "What is said?"],
         [Path(speech), TextPart("What is said?")],
+        (speech, "What is said?"),
         [(sound(2.5), 16_000), "What is said?"],
         [
             {
@@ -148,9 +149,9 @@ def test_long_recordings_become_windows(assistant: Assistant) -> None:
         prompt = assistant.processor.prepare(as_conversation([(wave, 16_000), "What?"]))
     assert [clip.tokens for clip in prompt.clips] == [750, 750, 25]
     assert "Audio 3: <|audio_bos|><|AUDIO|><|audio_eos|>\nWhat?" in prompt.text
-    with pytest.warns(AudioWarning):
+    with pytest.warns(AudioWarning, match="transcribed in"):
         reply = assistant.transcribe((wave, 16_000), max_new_tokens=4)
-    assert len(reply.tokens) <= 12
+    assert 3 <= len(reply.tokens) <= 20
 
 
 def test_transcribe_many_equals_one_by_one(assistant: Assistant) -> None:

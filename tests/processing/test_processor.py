@@ -17,8 +17,9 @@ from qwen2_audio.errors import AudioError, AudioWarning, ContextLengthError, Con
 from qwen2_audio.processing.chat_template import render
 from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, TextPart, looks_like_audio
 from qwen2_audio.processing.mel import Clip, log_mel
-from qwen2_audio.processing.processor import Processor, load_processor, windows
+from qwen2_audio.processing.processor import Processor, load_processor
 from qwen2_audio.processing.tokenizer import CONTROL_TOKENS
+from qwen2_audio.processing.windows import split_at_pauses, windows
 from tests.tiny import AUDIO_ID, short_context, sound, sound_of
 
 CLIP = (sound(0.5), 16000)
@@ -54,6 +55,24 @@ def test_windows_lose_nothing(extra: int) -> None:
         parts = windows(wave, "it")
     assert sum(map(len, parts)) == len(wave)
     assert all(MIN_SAMPLES <= len(part) <= MAX_SAMPLES for part in parts)
+
+
+@given(st.integers(1, 40 * 16_000), st.floats(1.0, 30.0), st.integers(0, 1000))
+def test_pieces_are_short_enough_and_lose_nothing(samples: int, longest: float, seed: int) -> None:
+    wave = np.random.default_rng(seed).standard_normal(samples).astype(np.float32)
+    parts = split_at_pauses(wave, longest)
+    np.testing.assert_array_equal(np.concatenate(parts), wave)
+    assert all(len(part) <= longest * 16_000 for part in parts)
+    assert len(parts) == 1 or all(len(part) >= MIN_SAMPLES for part in parts)
+
+
+def test_pieces_end_in_pauses() -> None:
+    wave = sound(10.0)
+    wave[int(3.2 * 16_000) : int(3.6 * 16_000)] = 0
+    wave[int(7.0 * 16_000) : int(7.4 * 16_000)] = 0
+    cuts = np.cumsum([len(part) / 16_000 for part in split_at_pauses(wave, 5.0)])
+    assert 3.2 < cuts[0] < 3.6
+    assert 7.0 < cuts[1] < 7.4
 
 
 def test_windows_become_numbered_parts(processor: Processor) -> None:

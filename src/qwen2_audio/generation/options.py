@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from qwen2_audio.config import MAX_CLIP_SECONDS
 from qwen2_audio.errors import CheckpointError, UsageError
 
 
@@ -76,10 +77,18 @@ class GenerationOptions:
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """A checkpoint's `generation_config.json`: default options, and the tokens that end an answer."""
+    """A checkpoint's `generation_config.json`.
+
+    Attributes:
+        options: how it answers unless told otherwise.
+        end_ids: the tokens that end an answer.
+        transcription_window: the longest piece, in seconds, in which it transcribes well (our own key of the file; 30, the
+            longest that can be heard, when it is absent).
+    """
 
     options: GenerationOptions
     end_ids: frozenset[int]
+    transcription_window: float = MAX_CLIP_SECONDS
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], fallback_end_ids: Sequence[int]) -> GenerationDefaults:
@@ -103,7 +112,10 @@ class GenerationDefaults:
         end = list(fallback_end_ids) if given is None else given if isinstance(given, list) else [given]
         try:
             _check(all(_whole(token, 0) for token in end), "eos_token_id", "a token id or a list of them", given)
-            return cls(GenerationOptions(**values), frozenset(end))
+            window = config.get("transcription_window", MAX_CLIP_SECONDS)
+            valid = _real(window) and 1 <= window <= MAX_CLIP_SECONDS
+            _check(valid, "transcription_window", f"from 1 to {MAX_CLIP_SECONDS} seconds", window)
+            return cls(GenerationOptions(**values), frozenset(end), window)
         except UsageError as error:
             raise CheckpointError(f"generation_config.json makes no sense: {error}; correct the file") from error
 

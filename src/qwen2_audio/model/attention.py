@@ -67,6 +67,10 @@ def _decode(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int])
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    if query.device.type == "cpu" and not query.dtype == key.dtype == value.dtype == torch.float32:
+        # the kernel for half precision is several times slower on CPUs
+        with torch.autocast("cpu", enabled=False):
+            return _sdpa(query.float(), key.float(), value.float(), mask, causal=causal).to(value.dtype)
     grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(
         query, key, value, mask, is_causal=causal and query.shape[2] > 1, enable_gqa=grouped

@@ -1,8 +1,8 @@
 """Linear layers that can keep a second copy of their weights in the layout that oneDNN multiplies fastest.
 
 On x86 CPUs in float32 this nearly halves the time of a decode step: the stock product of a single row reads the weights at
-a fraction of the memory's speed. Layers with the same input (q, k and v; gate and up) are multiplied as one. With
-memory-mapped weights the first copy is never paged in, so the second costs no extra memory.
+a fraction of the memory's speed. Layers with the same input (q, k and v; gate and up) are multiplied as one. Where the
+weights are memory-mapped the first copy need not stay in memory.
 """
 
 from __future__ import annotations
@@ -70,9 +70,14 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
     return [layer(x) for layer in layers]
 
 
+MOST_PACKED_BYTES = 4 << 30
+"""Larger models stay as they are: where their weights are not memory-mapped, a second copy would cost too much memory."""
+
+
 def pack_linears(model: nn.Module) -> None:
     """Prepare all linear layers for inference on the CPU in float32; anywhere else this does nothing."""
-    if not torch.backends.mkldnn.is_available():
+    size = sum(module.weight.nbytes for module in model.modules() if isinstance(module, Linear))
+    if not torch.backends.mkldnn.is_available() or size > MOST_PACKED_BYTES:
         return
     for parent in model.modules():
         layers = {name: child for name, child in parent.named_children() if isinstance(child, Linear)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen2_audio.config import MAX_CLIP_SECONDS, MAX_SAMPLES, MIN_SAMPLES, SAMPLE_RATE, Qwen2AudioConfig
-from qwen2_audio.errors import AudioWarning, CheckpointError, ContextLengthError, ConversationError
+from qwen2_audio.config import SAMPLE_RATE, Qwen2AudioConfig
+from qwen2_audio.errors import CheckpointError, ContextLengthError, ConversationError
 from qwen2_audio.processing.audio import load_audio
 from qwen2_audio.processing.chat_template import check, render, render_base
 from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Message, Part
 from qwen2_audio.processing.mel import Clip, log_mel
 from qwen2_audio.processing.tokenizer import AUDIO, Tokenizer, load_tokenizer
+from qwen2_audio.processing.windows import windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +121,6 @@ class Processor:
                 f"the prompt is too long: {tokens} tokens, the model's context holds {self.context_length} "
                 "including the answer; use shorter or fewer recordings (25 tokens a second), or start a new conversation"
             )
-
-
-def windows(samples: NDArray[np.float32], name: str) -> list[NDArray[np.float32]]:
-    """Cut a recording into consecutive windows of at most 30 s; warns when there is more than one."""
-    count = samples.shape[0]
-    if count <= MAX_SAMPLES:
-        return [samples]
-    cuts = list(range(0, count, MAX_SAMPLES))
-    if count - cuts[-1] < MIN_SAMPLES:  # too short a rest to stand alone: share it with the window before
-        cuts[-1] -= SAMPLE_RATE
-    warnings.warn(
-        f"{name} is {count / SAMPLE_RATE:.1f} s long; it is heard as {len(cuts)} consecutive parts "
-        f"of at most {MAX_CLIP_SECONDS} s",
-        AudioWarning,
-        stacklevel=4,
-    )
-    return [samples[start:end] for start, end in zip(cuts, [*cuts[1:], count], strict=True)]
 
 
 def load_processor(folder: Path, config: Qwen2AudioConfig) -> Processor:
