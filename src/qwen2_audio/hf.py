@@ -284,17 +284,19 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
             do_sample: False is greedy, True draws; None: as the checkpoint's `generation_config.json` says.
 
         Raises:
-            UsageError: the prompt alone is longer than `max_length`.
-        """
+            UsageError: the prompt alone is longer than `max_length`, or an option would be ignored."""
         options = self._assistant.defaults
         if do_sample is False:
+            if any(given is not None for given in (temperature, top_k, top_p, min_p, seed)):
+                raise UsageError(
+                    "do_sample=False would ignore temperature, top_k, top_p, min_p and seed; leave them out"
+                )
             options = replace(options, temperature=0.0)
         elif do_sample and options.temperature == 0:
             options = replace(options, temperature=1.0, top_k=50)
         options = options.override(
-            temperature=temperature if do_sample is not False else None,
-            top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed,
         )  # fmt: skip
         rows = self._rows(input_ids, attention_mask, input_features, feature_attention_mask)
         requests = [Request(row.ids, row.clips, _limited(options, row, max_length, max_new_tokens)) for row in rows]

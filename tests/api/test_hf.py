@@ -136,6 +136,9 @@ def test_nothing_is_ignored(processor: AutoProcessor, model: Qwen2AudioForCondit
         processor(text=prompt, audios=[wave], sampling_rate=8000)
     with pytest.raises(TypeError, match="num_beams"):
         model.generate(**processor(text=prompt, audios=[wave]), num_beams=4)
+    for ignored in ({"temperature": 0.7}, {"top_k": 5}, {"seed": 1}):
+        with pytest.raises(UsageError, match="do_sample=False would ignore"):
+            model.generate(**processor(text=prompt, audios=[wave]), do_sample=False, **ignored)
     with pytest.raises(UsageError, match="clean_up"):
         processor.batch_decode([[1]], clean_up_tokenization_spaces=True)
     with pytest.raises(ConversationError, match="do not fit"):
