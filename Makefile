@@ -74,11 +74,13 @@ TRANSCRIPTS ?=
 # Optional: a folder of real recordings with a manifest.jsonl (see recipes/mini/conversations.py)
 REAL ?=
 PROCESSES ?= 2
+# Keeps freed memory: without this glibc hands large buffers back to the system, page by page, at every step
+ALLOCATOR := MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=20000000000
 
 mini-data: $(MINI)/conversations.jsonl $(MINI)/start.safetensors  ## synthesise what mini learns from (TRANSCRIPTS=FILE, REAL=FOLDER)
 
 mini-train: mini-data  ## train mini and put the result into the package; resumes when run again
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) recipes/mini/train.py configs/mini.yaml
+	$(ALLOCATOR) OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) recipes/mini/train.py configs/mini.yaml
 	cp $(MINI)/run/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
 
 mini-gpu: mini-data  ## the same on a GPU, larger; then report how well the result listens (REAL=FOLDER)

@@ -31,12 +31,13 @@ ANSWER = ["Answer the question.", "Please answer.", "Answer this question.", "Wh
 def transcription(audio: str, text: str, rng: random.Random) -> dict[str, Any]:
     """Audio and an instruction, then the words; a sixth in the base model's bare form."""
     if rng.random() < 1 / 6:
-        return {"audio": audio, "prompt": BASE_PROMPT, "gt": text}
+        return {"audio": audio, "prompt": BASE_PROMPT, "gt": text, "spoken": text}
     wording = TRANSCRIBE if rng.random() < 0.5 else rng.choice(OTHER_WORDINGS)
     parts: list[Any] = [{"type": "audio", "audio": audio}, {"type": "text", "text": wording}]
     if rng.random() < 0.1:
         parts = [{"type": "text", "text": wording + "\n"}, parts[0]]
-    return {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": text}]}
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": text}]
+    return {"messages": messages, "spoken": text}
 
 
 def answer(audio: str, row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def answer(audio: str, row: dict[str, Any], rng: random.Random) -> dict[str, Any
     parts: list[Any] = [{"type": "audio", "audio": audio}]
     if rng.random() < 0.1:
         parts.append({"type": "text", "text": rng.choice(ANSWER)})
-    return _answered(parts, row)
+    return _answered(parts, row) | {"spoken": row["text"]}
 
 
 def written(row: dict[str, Any]) -> dict[str, Any]:
@@ -63,9 +64,11 @@ def main() -> None:
     parser.add_argument("--read", type=Path, required=True)
     parser.add_argument("--ask", type=Path)
     parser.add_argument("--real", type=Path, help="an optional folder of real recordings")
-    parser.add_argument("--real-times", type=int, default=2, help="how often each real recording is used")
-    parser.add_argument("--most-read", type=int, help="use at most so many of the texts read aloud")
-    parser.add_argument("--warm", type=int, default=700, help="rows of short transcription that come first")
+    parser.add_argument("--real-times", type=int, default=5, help="how often each real recording is used")
+    parser.add_argument("--short", type=int, default=700, help="rows of short transcription that come first")
+    parser.add_argument(
+        "--warm", type=int, default=3500, help="further rows of nothing but transcription, before the mixture"
+    )
     args = parser.parse_args()
     rng = random.Random(3)
 
@@ -76,11 +79,13 @@ def main() -> None:
         base = os.path.relpath(folder, args.out.parent)
         return [(f"{base}/{row['audio']}", row) for row in rows]
 
-    read = load(args.read)[: args.most_read]
-    short = [item for item in read if item[1]["duration"] < 5][: args.warm]
-    first = [transcription(audio, row["text"], rng) for audio, row in short]
-    used = {audio for audio, _ in short}
-    rest = [transcription(audio, row["text"], rng) for audio, row in read if audio not in used]
+    read = load(args.read)
+    rng.shuffle(read)
+    first = [item for item in read if item[1]["duration"] < 5][: args.short]
+    used = {audio for audio, _ in first}
+    later = [item for item in read if item[0] not in used]
+    warm = [transcription(audio, row["text"], rng) for audio, row in first + later[: args.warm]]
+    rest = [transcription(audio, row["text"], rng) for audio, row in later[args.warm :]]
     for audio, row in load(args.real):
         if row["split"] == "train":
             rest += [transcription(audio, sentence_case(row["gt"].split()), rng) for _ in range(args.real_times)]
@@ -96,8 +101,8 @@ def main() -> None:
         if rng.random() < 0.12:
             rest.append(written(row))
     rng.shuffle(rest)
-    args.out.write_text("".join(json.dumps(row) + "\n" for row in first + rest))
-    print(f"{len(first) + len(rest)} rows")
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in warm + rest))
+    print(f"{len(warm) + len(rest)} rows")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Sentences that people read aloud, cut to many lengths, as texts to synthesise.
 
-    python recipes/mini/reading_texts.py TRANSCRIPTS.tsv.gz OUT.jsonl --count 9000
+    python recipes/mini/reading_texts.py TRANSCRIPTS.tsv.gz OUT.jsonl --count 14000
 
 The input has lines `id<TAB>SENTENCE` in capitals without punctuation (LibriSpeech's transcripts).
 """
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("transcripts", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=int, default=9000)
+    parser.add_argument("--count", type=int, default=14000)
     args = parser.parse_args()
     rng = random.Random(1)
     with gzip.open(args.transcripts, "rt") as file:

@@ -1,4 +1,4 @@
-"""Speak a list of texts with random voices and random recording conditions.
+"""Speak a list of texts with random voices, in clean recordings (training adds rooms, noise and other vocal tracts).
 
     python recipes/mini/synthesise.py TEXTS.jsonl OUT_FOLDER --processes 2
 
@@ -17,9 +17,7 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soundfile
-from augment import augment
 from voices import pick_voice, speak
 
 
@@ -36,7 +34,6 @@ def make(job: tuple[dict[str, Any], Path]) -> dict[str, Any] | None:
         except Exception as error:  # one unspeakable text must not end the run
             print(f"{row['id']}: {voice} failed: {error}", file=sys.stderr)
             return None
-        wave = augment(wave, np.random.default_rng(seed)) if row.get("augment", True) else wave
         if not 0.3 < len(wave) / 16_000 < 25:
             return None
         part = path.with_suffix(".part.flac")

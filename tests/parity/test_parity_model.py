@@ -11,7 +11,7 @@ import torch
 from qwen2_audio.processing.conversation import Conversation
 from qwen2_audio.training.collate import pack
 from qwen2_audio.training.datasets import Example
-from qwen2_audio.training.losses import next_token_loss
+from qwen2_audio.training.losses import hear, next_token_loss
 from tests.tiny import IM_END_ID, sound, sound_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers", "ignore::FutureWarning:transformers")
@@ -85,7 +85,7 @@ def test_loss(pair_of: Callable[..., Any], seed: int, mel_bins: int, gqa: bool) 
     masks = [(torch.rand(len(p.ids), generator=generator) < 0.3).tolist() for p in prompts]
     batch = pack([Example(p.ids, mask, p.clips) for p, mask in zip(prompts, masks, strict=True)])
     with torch.inference_mode():
-        ours = next_token_loss(pair.model, batch) / len(batch.targets)
+        ours = next_token_loss(pair.model, batch, hear(pair.model, batch)) / len(batch.targets)
 
     inputs = pair.their_inputs(conversations)
     labels = torch.full_like(inputs["input_ids"], -100)

@@ -24,7 +24,7 @@ from qwen2_audio.processing.tokenizer import CONTROL_TOKENS, IM_END
 from qwen2_audio.training.collate import pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.datasets import Example, JsonLinesDataset, _chat_pieces, build_example
-from qwen2_audio.training.losses import next_token_loss
+from qwen2_audio.training.losses import hear, next_token_loss
 from tests.tiny import AUDIO_ID, END_OF_TEXT_ID, sound
 
 MESSAGES: list[dict[str, Any]] = [
@@ -191,18 +191,23 @@ def test_pack_by_tokens(group: list[Example], limit: int) -> None:
         assert sum(len(e.ids) for e in first) + len(second[0].ids) > limit
 
 
+def loss_of(model: Qwen2Audio, examples: list[Example]) -> torch.Tensor:
+    batch = pack(examples)
+    return next_token_loss(model, batch, hear(model, batch))
+
+
 def test_loss_of_a_pack_is_the_sum(processor: Processor, model: Qwen2Audio, data: Path) -> None:
     rows = [{"messages": MESSAGES}, {"audio": "b.wav", "prompt": "hello:", "gt": "the cat"}, {"messages": MESSAGES[:2]}]
     several = [build_example(row, data, processor) for row in rows]
     with torch.inference_mode():
-        together = next_token_loss(model, pack(several))
-        alone = torch.stack([next_token_loss(model, pack([example])) for example in several]).sum()
+        together = loss_of(model, several)
+        alone = torch.stack([loss_of(model, [example]) for example in several]).sum()
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
 
 
 def test_loss_without_recordings_or_targets(model: Qwen2Audio) -> None:
-    assert next_token_loss(model, pack([Example([1, 2, 3], [False, True, True], [])])) > 0
-    assert next_token_loss(model, pack([Example([1, 2], [True, False], [])])) == 0
+    assert loss_of(model, [Example([1, 2, 3], [False, True, True], [])]) > 0
+    assert loss_of(model, [Example([1, 2], [True, False], [])]) == 0
 
 
 def test_settings_of_the_wrong_type() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
-from qwen2_audio.training.lora import add_lora, trained_state
+from qwen2_audio.training.lora import LoraLinear, add_lora, trained_state
 from tests.tiny import tiny_model
 
 PATTERN = r"language_model\.model\.layers\.\d+\.(self_attn|mlp)\.\w+"
@@ -54,3 +54,19 @@ def test_only_the_correction_learns() -> None:
 def test_pattern_without_match() -> None:
     with pytest.raises(UsageError, match="no linear layer matches the LoRA target 'nothing'"):
         add_lora(tiny_model(), "nothing", rank=4, scale=1.0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_are_those_of_the_formula(bias: bool) -> None:
+    torch.manual_seed(0)
+    base = torch.nn.Linear(20, 12, bias=bias)
+    layer = LoraLinear(base, rank=4, scale=2.0)
+    torch.nn.init.normal_(layer.lora_B)
+    x = torch.randn(7, 20, requires_grad=True)
+    plain = base(x) + 2.0 * (x @ layer.lora_A.T) @ layer.lora_B.T
+    torch.testing.assert_close(layer(x), plain)
+    outside = torch.randn_like(plain)
+    wanted = [x, layer.lora_A, layer.lora_B]
+    ours, theirs = (torch.autograd.grad(y, wanted, outside) for y in (layer(x), plain))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)

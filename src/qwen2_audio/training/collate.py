@@ -20,6 +20,7 @@ class Pack:
         ids: int64 [tokens].
         lengths: tokens of each example.
         clips: all recordings, in order.
+        spoken: for each recording the tokens said in it, [] where they are not known.
         predict_at: int64 [targets], positions whose logits are wanted.
         targets: int64 [targets], the tokens that follow them.
     """
@@ -27,6 +28,7 @@ class Pack:
     ids: Tensor
     lengths: list[int]
     clips: list[Clip]
+    spoken: list[list[int]]
     predict_at: Tensor
     targets: Tensor
 
@@ -40,7 +42,8 @@ def pack(examples: Sequence[Example]) -> Pack:
         start += len(example.ids)
     tokens, predict_at = torch.tensor(ids), torch.tensor(at, dtype=torch.int64)
     clips = [clip for example in examples for clip in example.clips]
-    return Pack(tokens, [len(e.ids) for e in examples], clips, predict_at, tokens[predict_at + 1])
+    spoken = [example.spoken for example in examples for _ in example.clips]
+    return Pack(tokens, [len(e.ids) for e in examples], clips, spoken, predict_at, tokens[predict_at + 1])
 
 
 def pack_by_tokens(examples: Iterable[Example], limit: int) -> Iterator[list[Example]]:

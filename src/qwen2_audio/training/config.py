@@ -23,6 +23,8 @@ class TrainConfig:
         out: folder for the run's state, log and result.
         train: regular expression of the parameters trained in full.
         lora: regular expression of the linear layers that get a LoRA correction, "" for none.
+        spoken_weight: weight of `SpokenTokenLoss` beside the next-token loss, 0 for none; it needs rows with "spoken".
+        augmented: share of the recordings that are changed at random, each time anew; see `training.augment`.
         batch_tokens: tokens in one step's pack, on each process.
         steps: optimizer steps; the data is read in order and again from its start when it ends.
         minutes: when above 0, the schedule follows the clock and the run ends after so many minutes of training.
@@ -46,6 +48,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     warmup: float = 0.02
+    spoken_weight: float = 0.0
+    augmented: float = 0.0
     batch_tokens: int = 1536
     steps: int = 1000
     minutes: float = 0.0
@@ -67,6 +71,10 @@ class TrainConfig:
                 raise UsageError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.minutes < 0:
             raise UsageError(f"minutes must be at least 0, got {self.minutes}")
+        if self.spoken_weight < 0:
+            raise UsageError(f"spoken_weight must be at least 0, got {self.spoken_weight}")
+        if not 0 <= self.augmented <= 1:
+            raise UsageError(f"augmented is a share, 0 to 1, got {self.augmented}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
         if not 0 <= self.warmup < 1:

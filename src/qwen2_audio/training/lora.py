@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from qwen2_audio.errors import UsageError
 
@@ -22,8 +25,27 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        low = nn.functional.linear(x, self.lora_A)
-        return self.base(x) + nn.functional.linear(low, self.lora_B) * self.scale
+        base, B = self.base, self.lora_B * self.scale
+        return _LoraProduct.apply(x, base.weight, base.bias, self.lora_A, B)  # type: ignore[no-untyped-call]
+
+
+class _LoraProduct(torch.autograd.Function):
+    """W x + b + B (A x) in the dtype of the frozen W, with the six products of both directions and nothing between them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
+        x, A, B = x.to(weight.dtype), A.to(weight.dtype), B.to(weight.dtype)
+        low = linear(x, A)
+        ctx.save_for_backward(x, low, weight, A, B)
+        return linear(x, weight, bias).addmm_(low, B.T)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, weight, A, B = ctx.saved_tensors
+        gradient = gradients[0].to(weight.dtype)
+        of_low = gradient @ B
+        of_x = (gradient @ weight).addmm_(of_low, A) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_low.T @ x, gradient.T @ low
 
 
 def add_lora(model: nn.Module, pattern: str, rank: int, scale: float) -> list[str]:

@@ -4,21 +4,75 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, ctc_loss, normalize
+from torch.nn.utils.rnn import pad_sequence
 
+from qwen2_audio.config import audio_tokens
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.training.collate import Pack
 
 
-def next_token_loss(model: Qwen2Audio, batch: Pack) -> Tensor:
-    """Sum of the cross-entropies of all targets of a pack, in nats; the head runs on those positions only."""
-    audio = None
-    if batch.clips:
-        mels, frames = [clip.mel.to(model.device) for clip in batch.clips], [clip.frames for clip in batch.clips]
-        frozen = not any(p.requires_grad for p in model.audio_tower.parameters())
-        with torch.set_grad_enabled(not frozen):
-            states = model.audio_tower(mels, frames)
-        audio = model.multi_modal_projector(states)
+def next_token_loss(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
+    """Sum of the cross-entropies of all targets of a pack, in nats; the head runs on those positions only.
+
+    Args:
+        audio: what `hear` gives for the pack.
+    """
     ids, at, targets = (tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets))
     logits = model(ids, batch.lengths, audio, logits_at=at)
     return cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def hear(model: Qwen2Audio, batch: Pack) -> Tensor | None:
+    """Audio embeddings [audio_tokens, hidden_size] of the pack's clips, without gradients for a frozen encoder."""
+    if not batch.clips:
+        return None
+    mels, frames = [clip.mel.to(model.device) for clip in batch.clips], [clip.frames for clip in batch.clips]
+    frozen = not any(p.requires_grad for p in model.audio_tower.parameters())
+    with torch.set_grad_enabled(not frozen):
+        states = model.audio_tower(mels, frames)
+    return model.multi_modal_projector(states)
+
+
+class SpokenTokenLoss:
+    """Connectionist temporal classification (Graves et al. 2006) of audio embeddings as the tokens being spoken.
+
+    The classes are the token embeddings themselves, compared by cosine; an embedding that is like none of them counts as
+    blank. It draws each audio embedding to the token that it carries, along a much shorter way than through the whole
+    language model, and needs no time stamps.
+    """
+
+    SHARPNESS = 25.0
+    BLANK_COSINE = 0.4
+
+    def __init__(self, embeddings: Tensor, vocabulary: list[int]) -> None:
+        """
+        Args:
+            embeddings: [vocab_size, hidden_size], of the language model.
+            vocabulary: the tokens that compete everywhere; those said in a pack always do.
+        """
+        self._embeddings = embeddings.detach()
+        self._vocabulary = torch.tensor(vocabulary)
+        self._mean = self._embeddings[self._vocabulary].float().mean(0)
+
+    def __call__(self, audio: Tensor, batch: Pack) -> Tensor:
+        """Sum over the clips whose words are known, in nats. Clips too short for their tokens count nothing."""
+        said = [torch.tensor(tokens) for tokens in batch.spoken]
+        parts = audio.float().split([audio_tokens(clip.frames) for clip in batch.clips])
+        pairs = [(part, tokens) for part, tokens in zip(parts, said, strict=True) if len(tokens)]
+        if not pairs:
+            return audio.new_zeros(())
+        classes, index = torch.cat([*(tokens for _, tokens in pairs), self._vocabulary]).unique(return_inverse=True)
+        names = normalize(self._embeddings[classes.to(audio.device)].float() - self._mean, dim=-1)
+        heard = normalize(pad_sequence([part for part, _ in pairs]) - self._mean, dim=-1)
+        scores = torch.cat([heard @ names.T, heard.new_full((*heard.shape[:2], 1), self.BLANK_COSINE)], dim=-1)
+        frames, lengths = (torch.tensor([len(pair[i]) for pair in pairs]) for i in (0, 1))
+        return ctc_loss(
+            (self.SHARPNESS * scores).log_softmax(-1),
+            index[: int(lengths.sum())],
+            frames,
+            lengths,
+            blank=len(classes),
+            reduction="sum",
+            zero_infinity=True,
+        )

@@ -31,8 +31,8 @@ from qwen2_audio.runtime import choose_runtime, has_native_bfloat16
 from qwen2_audio.training.collate import Pack, pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.datasets import Example, JsonLinesDataset
-from qwen2_audio.training.lora import add_lora, trained_state
-from qwen2_audio.training.losses import next_token_loss
+from qwen2_audio.training.lora import LoraLinear, add_lora, trained_state
+from qwen2_audio.training.losses import SpokenTokenLoss, hear, next_token_loss
 
 STATE, RESULT, LOG = "state.pt", "trained.safetensors", "log.jsonl"
 
@@ -62,6 +62,10 @@ class Trainer:
             self._start_from(Path(config.start))
         if config.lora:
             add_lora(self.model, config.lora, config.lora_rank, config.lora_scale)
+        if self.bfloat16:  # once, not at every product
+            for module in self.model.modules():
+                if isinstance(module, LoraLinear):
+                    module.base.bfloat16()
         for name, parameter in self.model.named_parameters():
             if re.fullmatch(config.train, name):
                 parameter.requires_grad_(True)
@@ -69,9 +73,16 @@ class Trainer:
         if not self.parameters:
             raise UsageError(f"nothing to train: neither train={config.train!r} nor lora={config.lora!r} matches")
         self.optimizer = _optimizer(self.model, config)
-        self.dataset = JsonLinesDataset(Path(config.data), load_processor(folder, load_config(folder)))
+        processor = load_processor(folder, load_config(folder))
+        self.dataset = JsonLinesDataset(Path(config.data), processor, augmented=config.augmented, seed=config.seed)
         if not len(self.dataset):
             raise UsageError(f"{config.data} holds no rows")
+        self.spoken_loss: SpokenTokenLoss | None = None
+        if config.spoken_weight:
+            vocabulary = self.dataset.spoken_vocabulary(2048)
+            if not vocabulary:
+                raise UsageError(f'spoken_weight needs rows with "spoken", and {config.data} has none')
+            self.spoken_loss = SpokenTokenLoss(self.model.language_model.model.embed_tokens.weight, vocabulary)
         self.step, self.seconds, self.cursor = 0, 0.0, self.rank
         self._resume()
 
@@ -88,15 +99,14 @@ class Trainer:
         batches = self._batches()
         while self.progress < 1:
             started = time.monotonic()
-            loss, targets, tokens = self._one_step(next(batches))
+            row = self._one_step(next(batches))
             took = torch.tensor(time.monotonic() - started, device=self.device)
             if self.world > 1:  # the clock steers the schedule, so all must read the same one
                 dist.all_reduce(took, dist.ReduceOp.MAX)
             self.seconds += float(took)
             self.step += 1
             if self.rank == 0:
-                self._log({"step": self.step, "loss": round(loss, 4), "targets": targets, "tokens": tokens,
-                           "seconds": round(self.seconds, 1), "row": self.cursor})  # fmt: skip
+                self._log({"step": self.step, **row, "seconds": round(self.seconds, 1), "row": self.cursor})
             if self.step % self.config.save_every == 0:
                 self._save()
         self._save()
@@ -121,25 +131,28 @@ class Trainer:
             nearest = self.cursor
             while True:
                 while len(ahead) < 4 * self.config.workers:
-                    ahead.append(pool.submit(self.dataset.__getitem__, nearest % len(self.dataset)))
+                    ahead.append(pool.submit(self.dataset.__getitem__, nearest))
                     nearest += self.world
-                yield ahead.popleft().result() if ahead else self.dataset[self.cursor % len(self.dataset)]
+                yield ahead.popleft().result() if ahead else self.dataset[self.cursor]
                 self.cursor += self.world
 
     def _batches(self) -> Iterator[Pack]:
         return (pack(group) for group in pack_by_tokens(self._examples(), self.config.batch_tokens))
 
-    def _one_step(self, batch: Pack) -> tuple[float, int, int]:
+    def _one_step(self, batch: Pack) -> dict[str, float]:
         factor = _schedule(self.progress, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss = next_token_loss(self.model, batch)
-        loss.backward()
-        sums = torch.tensor(
-            [float(loss.detach()), float(len(batch.targets)), float(len(batch.ids))], device=self.device
-        )
+            audio = hear(self.model, batch)
+            loss = next_token_loss(self.model, batch, audio)
+        spoken = torch.zeros((), device=self.device)
+        if self.spoken_loss is not None and audio is not None:
+            spoken = self.spoken_loss(audio, batch)
+        (loss + self.config.spoken_weight * spoken).backward()
+        counts = [len(batch.targets), len(batch.ids), sum(map(len, batch.spoken))]
+        sums = torch.tensor([float(loss.detach()), *counts, float(spoken.detach())], device=self.device)
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         if self.world > 1:
             dist.all_reduce(sums)
@@ -152,7 +165,9 @@ class Trainer:
                 parameter.grad /= sums[1]
         nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
-        return float(sums[0] / sums[1]), int(sums[1]), int(sums[2])
+        total, targets, tokens, said, total_spoken = sums.tolist()
+        row = {"loss": round(total / targets, 4), "targets": int(targets), "tokens": int(tokens)}
+        return row if self.spoken_loss is None else row | {"spoken": round(total_spoken / max(said, 1), 4)}
 
     def _log(self, row: dict[str, Any]) -> None:
         with (self.out / LOG).open("a") as log:
@@ -202,7 +217,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     whole = [p for name, p in named if ".lora_" not in name]
     groups = [(lora, config.lora_learning_rate), (whole, config.learning_rate)]
     settings = [{"params": params, "lr": 0.0, "peak": rate} for params, rate in groups if params]
-    return torch.optim.AdamW(settings, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    return torch.optim.AdamW(settings, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
 
 
 def _schedule(progress: float, warmup: float) -> float:

@@ -1,4 +1,4 @@
-"""Making clean synthetic speech sound like recordings: another vocal tract, a room, a microphone, noise, another level."""
+"""Augmentation: another vocal tract, room, microphone, noise and level, so that clean speech sounds like recordings."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import soxr
 from numpy.typing import NDArray
 
 RATE = 16_000
+LONGEST = 28.0  # seconds, for a voice made slower: with the padding it must stay below 30
 Wave = NDArray[np.float32]
 
 
 def augment(wave: Wave, rng: np.random.Generator) -> Wave:
     """A randomly changed copy of `wave`, float32 [samples] at 16 kHz."""
     if rng.random() < 0.7:
-        wave = shift_voice(wave, float(rng.uniform(0.84, 1.2)))
+        wave = shift_voice(wave, max(float(rng.uniform(0.84, 1.2)), len(wave) / (LONGEST * RATE)))
     if rng.random() < 0.4:
         wave = room(wave, rng)
     if rng.random() < 0.5:
@@ -57,7 +58,7 @@ def band_limit(wave: Wave, cut: float) -> Wave:
 
 def noise(wave: Wave, snr: float, rng: np.random.Generator) -> Wave:
     """Steady noise of a random colour, `snr` dB below the speech."""
-    white = rng.normal(0, 1, wave.shape[0]).astype(np.float32)
+    white = rng.standard_normal(wave.shape, dtype=np.float32)
     coloured = _equalise(white, np.array([0, 300, 2000, 8000]), rng.uniform(-25, 0, 4))
     ratio = np.sqrt(np.mean(wave**2) / max(float(np.mean(coloured**2)), 1e-12)) * 10 ** (-snr / 20)
     return (wave + coloured * ratio).astype(np.float32)
