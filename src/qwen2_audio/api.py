@@ -182,7 +182,8 @@ class Assistant:
             pieces = split_at_pauses(samples, self.transcription_window)
             if len(samples) > MAX_SAMPLES:
                 seconds = len(samples) / SAMPLE_RATE
-                note = f"recording {owner + 1} is {seconds:.1f} s long; it is transcribed in {len(pieces)} parts"
+                called = audio if isinstance(audio, str | Path) else f"recording {owner + 1}"
+                note = f"{called} is {seconds:.1f} s long; it is transcribed in {len(pieces)} parts"
                 warnings.warn(note, AudioWarning, stacklevel=2)
             for piece in pieces:
                 part = AudioPart((piece, SAMPLE_RATE))

@@ -6,7 +6,8 @@ What differs from `transformers`, on purpose:
 - `max_length` counts each recording's placeholder as one token, so a long recording leaves room for its answer (in
   `transformers` it counts every one of its up to 750 tokens);
 - recordings over 30 s become consecutive windows, each its own "Audio n" part, with a warning;
-- batches are always padded on the left.
+- batches are always padded on the left;
+- padding does not count in the loss (`transformers` also predicts the first token of a row from the padding before it).
 """
 
 from __future__ import annotations
@@ -80,11 +81,7 @@ class Qwen2AudioProcessor:
         return cls(load_processor(folder, load_config(folder)))
 
     def apply_chat_template(
-        self,
-        conversation: Sequence[Any],
-        *,
-        add_generation_prompt: bool = False,
-        tokenize: bool = False,
+        self, conversation: Sequence[Any], *, add_generation_prompt: bool = False, tokenize: bool = False
     ) -> Any:
         """The prompt's text of a conversation, a list of messages; a list of texts for a list of conversations."""
         if tokenize:
@@ -123,8 +120,8 @@ class Qwen2AudioProcessor:
         if return_tensors != "pt":
             raise UsageError(f"only return_tensors='pt' is supported, got {return_tensors!r}")
         texts = [text] if isinstance(text, str) else list(text)
-        if padding not in (True, "longest") and len(texts) > 1:
-            raise UsageError(f"several prompts need padding=True, got padding={padding!r}")
+        if not texts or (padding not in (True, "longest") and len(texts) > 1):
+            raise UsageError(f"several prompts need padding=True, got {len(texts)} prompts and padding={padding!r}")
         waves = _as_waves(audio if audio is not None else audios)
         rows, clips = [], []
         used = 0
@@ -254,8 +251,9 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
         if labels is None:
             return Output(logits)
         targets = labels[:, 1:].to(self.device)
-        if attention_mask is not None:  # nothing is predicted from padding
-            targets = targets.masked_fill(attention_mask[:, :-1].to(self.device) == 0, IGNORE_INDEX)
+        if attention_mask is not None:  # padding neither predicts nor is predicted
+            real = attention_mask.to(self.device) != 0
+            targets = targets.masked_fill(~(real[:, :-1] & real[:, 1:]), IGNORE_INDEX)
         loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
         return Output(logits, loss)
 
@@ -355,7 +353,8 @@ def _as_waves(audio: Any) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
         return []
     if isinstance(audio, torch.Tensor):
         audio = audio.numpy()
-    single = isinstance(audio, str | os.PathLike | bytes | tuple) or hasattr(audio, "read")
+    pair = isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[1], int | np.integer)  # (samples, rate)
+    single = pair or isinstance(audio, str | os.PathLike | bytes) or hasattr(audio, "read")
     single = single or (isinstance(audio, np.ndarray) and audio.ndim == 1)
     out = []
     for item in [audio] if single else audio:

@@ -38,8 +38,8 @@ def choose_runtime(device: str = "auto", dtype: str = "auto") -> Runtime:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, ValueError) as error:
+        torch.empty(0, device=chosen).cpu()  # not `meta`, which holds no numbers
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"cannot use the device {device!r} ({reason:.120}); use auto, cpu, cuda, cuda:N or mps"

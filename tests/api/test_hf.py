@@ -90,6 +90,14 @@ def test_same_tensors_logits_loss_and_ids_as_transformers(
     assert ids.tolist() == reference_ids.tolist()
 
 
+def test_padding_on_the_right_is_not_learnt(model: Qwen2AudioForConditionalGeneration, theirs: tuple[Any, Any]) -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    with torch.no_grad():
+        ours, reference = (m(input_ids=ids, attention_mask=mask, labels=ids).loss for m in (model, theirs[1]))
+    assert float(ours) == pytest.approx(float(reference), abs=1e-5)
+
+
 def test_base_model_snippet(processor: AutoProcessor, model: Qwen2AudioForConditionalGeneration) -> None:
     prompt = "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
     inputs = processor(text=prompt, audios=sound(3.0), return_tensors="pt")

@@ -67,6 +67,17 @@ def test_tied_head_may_be_left_out(tmp_path: Path) -> None:
     assert_same(load_model(tmp_path / "saved"), model)
 
 
+def test_a_head_of_its_own_wins_over_the_setting(tmp_path: Path) -> None:
+    """As in transformers."""
+    model = tiny_model(tiny_config(tied=True))
+    save(model, tmp_path / "saved")
+    state = load_file(tmp_path / "saved" / SINGLE)
+    state["language_model.lm_head.weight"] = state["language_model.lm_head.weight"] + 1
+    save_file(state, tmp_path / "saved" / SINGLE)
+    loaded = load_model(tmp_path / "saved").language_model
+    assert torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight + 1)
+
+
 def test_dtype(tmp_path: Path) -> None:
     model = tiny_model().to(torch.bfloat16)
     save(model, tmp_path / "saved")

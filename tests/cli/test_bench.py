@@ -16,7 +16,8 @@ from qwen2_audio.cli.main import app
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "CLIP_SECONDS", (1, 2))
-    monkeypatch.setattr(bench, "BATCH_SECONDS", (1, 2))
+    monkeypatch.setattr(bench, "BATCHES", (1, 2))
+    monkeypatch.setattr(bench, "MIXED_SECONDS", (1, 2))
     monkeypatch.setattr(bench, "DECODE_TOKENS", 3)
 
 
@@ -26,10 +27,10 @@ def test_both_sides(folder: Path) -> None:
     result = CliRunner().invoke(app, ["bench", "--model", str(folder), "--runs", "2", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert [row["what"] for row in report["rows"]] == [
-        "features, 1 s", "features, 2 s", "first token, 1 s", "first token, 2 s",
-        "decode, a token after 1 s", "decode, a token after 2 s", "8 clips of 5 s, 3 tokens", "2 clips of 1 to 2 s, 3 tokens",
-    ]  # fmt: skip
+    each = ["1 x 1 s", "1 x 2 s", "2 x 1 s", "2 x 2 s"]
+    kinds = ("features, ", "first token, ", "decode, a step of ")
+    rows = [kind + of for kind in kinds for of in each] + ["2 clips of 1 to 2 s, 3 tokens"]
+    assert [row["what"] for row in report["rows"]] == rows
     assert all(row["ours"] is not None and row["ratio"] is not None for row in report["rows"])
 
 
@@ -38,6 +39,6 @@ def test_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = CliRunner().invoke(app, ["bench", "-m", str(folder), "--runs", "1", "--alone"])
     assert result.exit_code == 0, result.output
-    assert "first token, 2 s" in result.stdout
+    assert "first token, 1 x 2 s" in result.stdout
     refused = CliRunner().invoke(app, ["bench", "-m", str(folder), "--runs", "1"])
     assert refused.exit_code == 2

@@ -55,9 +55,13 @@ def test_a_misspelt_command_or_option_is_named_with_the_nearest(run: Run) -> Non
     ("arguments", "reason"),
     [
         (["chat", "nothere.wav"], "no such file: nothere.wav"),
-        (["chat", "Hi", "--temperature", "-1"], "temperature must be at least 0"),
+        (["chat", "Hi", "--temperature", "-1"], "temperature must be 0 or at least 0.0001"),
         (["chat", "Hi", "--dtype", "int3"], "unknown dtype 'int3'"),
         (["chat", "Hi", "--model", "minni"], "did you mean 'mini'?"),
+        (["chat", "Hi", "--device", "meta"], "cannot use the device 'meta'"),
+        (["render", "/no/such/recording", "Hi"], "no such file: /no/such/recording"),
+        (["render", "/", "Hi"], "is a folder"),
+        (["render", ""], "is an empty text"),
         (["chat"], "nothing to say"),
         (["render"], "give either PARTs"),
         (["render", "--base", "Hi", "--system", "x"], "bare prompt"),
@@ -89,6 +93,15 @@ def test_ctrl_c_is_quiet(run: Run, assistant: FakeAssistant) -> None:
     assistant.interrupt = interrupt
     result = run("chat", "Hi")
     assert (result.code, result.out, result.err) == (130, "Hi\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(folder: Path) -> None:
+    with open("/dev/full", "w") as full:
+        arguments = [*COMMAND, "render", "Hi", "--model", str(folder)]
+        result = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: cannot write the output") and result.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")

@@ -111,3 +111,10 @@ def test_defaults_of_a_checkpoint() -> None:
     greedy = GenerationDefaults.from_hf(published | {"do_sample": False}, [9])
     assert greedy.options == GenerationOptions(repetition_penalty=1.1)
     assert GenerationDefaults.from_hf({}, [9]).end_ids == {9}
+    assert GenerationDefaults.from_hf({"stop_strings": ["###"]}, [9]).options.stop == ("###",)
+
+
+def test_what_a_checkpoint_asks_for_in_vain_is_said() -> None:
+    GenerationDefaults.from_hf({"num_beams": 1, "no_repeat_ngram_size": 0, "transformers_version": "5.0"}, [9])
+    with pytest.warns(UserWarning, match=r"num_beams=5 in generation_config\.json is not supported"):
+        GenerationDefaults.from_hf({"num_beams": 5}, [9])

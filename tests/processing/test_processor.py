@@ -135,7 +135,12 @@ def test_parse_reads_the_originals_form() -> None:
         ([{"role": "user", "content": 7}], "message 0: content must be text or a list, got int"),
         ([{"role": "user", "content": None}], "got NoneType"),
         ([{"role": "tool", "content": "x"}], "unknown role 'tool'; use one of system, user, assistant"),
-        ([{"role": "user", "content": [{"type": "image", "image": "x.png"}]}], "cannot read the content entry"),
+        ([{"role": "user", "content": [{"type": "image", "image": "x.png"}]}], "unknown key 'image'"),
+        (
+            [{"role": "user", "content": "x", "audio": "a.wav"}],
+            "message 0: unknown key 'audio'; known are role, content",
+        ),
+        ([{"role": "user", "content": [{"type": "audio", "audo_url": "a.wav"}]}], "did you mean 'audio_url'?"),
         ([{"role": "user", "content": [{"type": "text"}]}], "cannot read the content entry"),
         ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "cannot read the content entry"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "cannot read the content entry"),
@@ -160,6 +165,9 @@ def test_add_leaves_the_old_one_alone() -> None:
     [
         ("a.wav", True),
         ("dir/B.FLAC", True),
+        ("./clips", True),
+        ("~/recording", True),
+        ("/ is a slash", False),
         ("https://host/sound?id=3", True),
         ("data:audio/wav;base64,AAAA", True),
         (__file__, True),

@@ -154,7 +154,7 @@ def _from_hugging_face(name: str, revision: str | None, *, offline: bool) -> Pat
         what = "offline was asked for" if offline else "the hub cannot be reached"
         raise DownloadError(
             f"{name} is not on this machine and {what}; check the network, set HF_ENDPOINT to a mirror, "
-            f"or use modelscope:{name}"
+            f"or use modelscope:{name}{_nearest(name)}"
         ) from error
     except Exception as error:  # its own, httpx's, hf_xet's RuntimeError (a full disk, too), OSError
         raise _failed(name, "Hugging Face", error) from error

@@ -80,6 +80,7 @@ def load_model(
     found: dict[str, Tensor] = {}
     unexpected: list[str] = []
     shapes: list[str] = []
+    misshapen: set[str] = set()
     files = weight_files(folder)
     for count, file in enumerate(files, 1):
         for source, tensor in _tensors(file, torch.device(device)):
@@ -89,17 +90,21 @@ def load_model(
             if name not in wanted:
                 unexpected.append(source)
             elif tuple(tensor.shape) != wanted[name]:
+                misshapen.add(name)
                 shapes.append(f"{source} {list(tensor.shape)} instead of {list(wanted[name])}")
             else:
                 found[name] = tensor.to(dtype)
         if progress:
             progress(count, len(files))
     embedding, head = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
-    if config.text.tie_word_embeddings and embedding in found:
+    tied = config.text.tie_word_embeddings and embedding in found
+    if tied and head in found:  # as transformers does: a head of its own wins over the setting
+        tied = torch.equal(found[head], found[embedding])
+    if tied:
         found[head] = found[embedding]
-    _report(folder, sorted(wanted.keys() - found.keys()) if not shapes else [], unexpected, shapes)
+    _report(folder, sorted(wanted.keys() - found.keys() - misshapen), unexpected, shapes)
     model.load_state_dict(found, assign=True)
-    if config.text.tie_word_embeddings:
+    if tied:
         model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
     return model.requires_grad_(False).eval()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -21,20 +21,29 @@ if TYPE_CHECKING:
 
     from qwen2_audio.api import Assistant
 
+_Call: TypeAlias = Callable[[], tuple[float, ...]]
+_Times: TypeAlias = tuple[list[tuple[float, ...]], list[tuple[float, ...]]]
+
 CLIP_SECONDS = (2, 5, 15, 30)
-BATCH_SECONDS = (2, 3, 4, 5, 6, 8, 10, 15)
+BATCHES = (1, 8)
+MIXED_SECONDS = (2, 3, 4, 5, 6, 8, 10, 15)
 DECODE_TOKENS = 33
 INSTRUCTION = "What is said?"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement: medians, in seconds; `ratio` above 1 means that we are faster."""
+    """One measurement: medians, in seconds; `ratio` (median of the turns' own) above 1 means that we are faster.
+
+    Attributes:
+        tokens: how many tokens came out in that time, 0 where it is not about tokens.
+    """
 
     what: str
     ours: float
     theirs: float | None
     ratio: float | None
+    tokens: int = 0
 
 
 def bench(
@@ -56,60 +65,70 @@ def bench(
         typer.echo(json.dumps(about | {"rows": [asdict(row) for row in rows]}))
         return
     typer.echo(f"{model}, float32, {torch.get_num_threads()} threads, medians of {runs} runs, taking turns")
-    typer.echo(f"{'':34}{'ours':>10}{'transformers':>14}{'ratio':>8}")
+    typer.echo(f"{'':34}{'ours':>24}{'transformers':>24}{'ratio':>8}")
     for row in rows:
-        other = f"{row.theirs * 1000:11.0f} ms" if row.theirs is not None else "-"
         ratio = f"{row.ratio:.2f}" if row.ratio is not None else "-"
-        typer.echo(f"{row.what:34}{row.ours * 1000:7.0f} ms{other:>14}{ratio:>8}")
+        typer.echo(f"{row.what:34}{_shown(row.ours, row.tokens):>24}{_shown(row.theirs, row.tokens):>24}{ratio:>8}")
+
+
+def _shown(seconds: float | None, tokens: int) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.0f} ms" + (f" ({tokens / seconds:.0f} tokens/s)" if tokens else "")
 
 
 def _measure(assistant: Assistant, theirs: _Transformers | None, runs: int) -> list[Row]:
-    def compare(what: str, waves: list[NDArray[Any]], tokens: int) -> Row:
-        them = partial(theirs.answer, waves, tokens) if theirs else None
-        return _compare(what, partial(_answer, assistant, waves, tokens), them, runs)
+    features, firsts, decodes = [], [], []
+    for batch in BATCHES:
+        for seconds in CLIP_SECONDS:
+            waves = [_noise(seconds)] * batch
+            of = f"{batch} x {seconds} s"
+            times = _take_turns(
+                f"features, {of}",
+                partial(_features, assistant, waves),
+                theirs and partial(theirs.features, waves),
+                runs,
+            )
+            features.append(_row(f"features, {of}", times, 0, 0))
+            times = _answers(of, assistant, theirs, waves, runs)
+            firsts.append(_row(f"first token, {of}", times, 0, 0))
+            decodes.append(_row(f"decode, a step of {of}", times, 1, batch))
+    waves = [_noise(seconds) for seconds in MIXED_SECONDS]
+    of = f"{len(waves)} clips of {MIXED_SECONDS[0]} to {MIXED_SECONDS[-1]} s, {DECODE_TOKENS} tokens"
+    mixed = _row(of, _answers(of, assistant, theirs, waves, runs), 2, len(waves) * DECODE_TOKENS)
+    return [*features, *firsts, *decodes, mixed]
 
-    rows = []
-    for seconds in CLIP_SECONDS:
-        wave = _noise(seconds)
-        them = partial(theirs.features, [wave]) if theirs else None
-        rows.append(_compare(f"features, {seconds} s", partial(assistant.processor.clip, wave), them, runs))
-    firsts = [compare(f"first token, {seconds} s", [_noise(seconds)], 1) for seconds in CLIP_SECONDS]
-    rows += firsts
-    for seconds, first in zip(CLIP_SECONDS, firsts, strict=True):
-        whole = compare("", [_noise(seconds)], DECODE_TOKENS)
-        rows.append(_per_token(f"decode, a token after {seconds} s", whole, first))
-    rows.append(compare(f"8 clips of 5 s, {DECODE_TOKENS} tokens", [_noise(5)] * 8, DECODE_TOKENS))
-    waves = [_noise(seconds) for seconds in BATCH_SECONDS]
-    mixed = f"{len(waves)} clips of {BATCH_SECONDS[0]} to {BATCH_SECONDS[-1]} s, {DECODE_TOKENS} tokens"
-    rows.append(compare(mixed, waves, DECODE_TOKENS))
-    return rows
+
+def _answers(
+    of: str, assistant: Assistant, theirs: _Transformers | None, waves: list[NDArray[Any]], runs: int
+) -> _Times:
+    return _take_turns(
+        f"answers, {of}", partial(_answer, assistant, waves), partial(theirs.answer, waves) if theirs else None, runs
+    )
 
 
-def _compare(what: str, ours: Callable[[], Any], theirs: Callable[[], Any] | None, runs: int) -> Row:
-    """Both sides in turn; one uncounted warm-up each."""
-    if sys.stderr.isatty():
-        typer.echo(f"\r{what or 'decode':40}", nl=False, err=True)
-    times: tuple[list[float], list[float]] = ([], [])
+def _take_turns(what: str, ours: _Call, theirs: _Call | None, runs: int) -> _Times:
+    """What both sides measure of themselves, in turn; one uncounted warm-up each."""
+    times: _Times = ([], [])
     for run in range(runs + 1):
+        if sys.stderr.isatty():
+            typer.echo(f"\r{what:60} {run}/{runs}", nl=False, err=True)
         for side, call in enumerate((ours, theirs)):
             if call is not None:
-                started = time.perf_counter()
-                call()
+                measured = call()
                 if run:
-                    times[side].append(time.perf_counter() - started)
-    median = statistics.median(times[0])
-    if theirs is None:
-        return Row(what, median, None, None)
-    other = statistics.median(times[1])
-    return Row(what, median, other, statistics.median(b / a for a, b in zip(*times, strict=True)))
+                    times[side].append(measured)
+    if sys.stderr.isatty():
+        typer.echo(f"\r{'':70}\r", nl=False, err=True)
+    return times
 
 
-def _per_token(what: str, whole: Row, first: Row) -> Row:
-    ours = (whole.ours - first.ours) / (DECODE_TOKENS - 1)
-    if whole.theirs is None or first.theirs is None:
-        return Row(what, ours, None, None)
-    theirs = (whole.theirs - first.theirs) / (DECODE_TOKENS - 1)
-    return Row(what, ours, theirs, theirs / ours)
+def _row(what: str, times: _Times, which: int, tokens: int) -> Row:
+    ours, theirs = ([measured[which] for measured in side] for side in times)
+    if not theirs:
+        return Row(what, statistics.median(ours), None, None, tokens)
+    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+    return Row(what, statistics.median(ours), statistics.median(theirs), ratio, tokens)
 
 
 def _noise(seconds: float) -> NDArray[Any]:
@@ -118,17 +137,34 @@ def _noise(seconds: float) -> NDArray[Any]:
     return (np.random.default_rng(0).standard_normal(int(seconds * 16_000)) * 0.05).astype(np.float32)
 
 
-def _answer(assistant: Assistant, waves: list[NDArray[Any]], tokens: int) -> None:
-    """Exactly `tokens` tokens a clip, as if none of them could end an answer."""
+def _features(assistant: Assistant, waves: list[NDArray[Any]]) -> tuple[float]:
+    started = time.perf_counter()
+    for wave in waves:
+        assistant.processor.clip(wave)
+    return (time.perf_counter() - started,)
+
+
+def _answer(assistant: Assistant, waves: list[NDArray[Any]]) -> tuple[float, float, float]:
+    """Time to the first tokens, of a later step, and of all; exactly DECODE_TOKENS a clip, none of which ends an answer."""
     from qwen2_audio.generation.engine import Engine, Request
     from qwen2_audio.generation.options import GenerationOptions
     from qwen2_audio.processing.conversation import Conversation, TextPart
 
+    started = time.perf_counter()
     engine = Engine(assistant.engine.model, assistant.engine.tokenizer, frozenset())
-    options = GenerationOptions(max_new_tokens=tokens)
+    options = GenerationOptions(max_new_tokens=DECODE_TOKENS)
     prompts = [assistant.processor.prepare(Conversation().user((w, 16_000), TextPart(INSTRUCTION))) for w in waves]
-    for _ in engine.run([Request(prompt.ids, prompt.clips, options) for prompt in prompts]):
+    steps = engine.run([Request(prompt.ids, prompt.clips, options) for prompt in prompts])
+    next(steps)
+    first = time.perf_counter()
+    for _ in steps:
         pass
+    return _spans(started, first)
+
+
+def _spans(started: float, first: float) -> tuple[float, float, float]:
+    ended = time.perf_counter()
+    return first - started, (ended - first) / (DECODE_TOKENS - 1), ended - started
 
 
 class _Transformers:
@@ -149,13 +185,22 @@ class _Transformers:
         name = "Qwen2AudioForConditionalGeneration"
         self._model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
 
-    def features(self, waves: list[NDArray[Any]]) -> Any:
-        return self._processor.feature_extractor(
+    def features(self, waves: list[NDArray[Any]]) -> tuple[float]:
+        started = time.perf_counter()
+        self._processor.feature_extractor(
             waves, sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="pt"
         )
+        return (time.perf_counter() - started,)
 
-    def answer(self, waves: list[NDArray[Any]], tokens: int) -> Any:
+    def answer(self, waves: list[NDArray[Any]]) -> tuple[float, float, float]:
         import torch
+
+        started = time.perf_counter()
+        steps: list[float] = []
+
+        def note_the_time(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            steps.append(time.perf_counter())
+            return torch.zeros(ids.shape[0], dtype=torch.bool)
 
         content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": INSTRUCTION}]
         message = [{"role": "user", "content": content}]
@@ -163,5 +208,7 @@ class _Transformers:
         inputs = self._processor(
             text=[text] * len(waves), audio=waves, sampling_rate=16_000, return_tensors="pt", padding=True
         )
+        length = {"min_new_tokens": DECODE_TOKENS, "max_new_tokens": DECODE_TOKENS}
         with torch.inference_mode():
-            return self._model.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)
+            self._model.generate(**inputs, **length, do_sample=False, stopping_criteria=[note_the_time])
+        return _spans(started, steps[0])

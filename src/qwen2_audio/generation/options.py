@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -38,7 +39,8 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         limit = self.max_new_tokens
         _check(limit is None or _whole(limit, 1), "max_new_tokens", "a whole number above 0", limit)
-        _check(_real(self.temperature) and self.temperature >= 0, "temperature", "at least 0", self.temperature)
+        warm = _real(self.temperature) and (self.temperature == 0 or 1e-4 <= self.temperature < float("inf"))
+        _check(warm, "temperature", "0 or at least 0.0001", self.temperature)
         _check(_whole(self.top_k, 0), "top_k", "a whole number, at least 0", self.top_k)
         _check(_real(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
         _check(_real(self.min_p) and 0 <= self.min_p <= 1, "min_p", "from 0 to 1", self.min_p)
@@ -75,6 +77,28 @@ class GenerationOptions:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "max_length": (20,),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "bad_words_ids": ([],),
+    "sequence_bias": ({},),
+    "guidance_scale": (1,),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+}
+"""Keys of `generation_config.json` that would change the answer and are not followed here, with their neutral values."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
     """A checkpoint's `generation_config.json`.
@@ -100,6 +124,10 @@ class GenerationDefaults:
         Raises:
             CheckpointError: a value that makes no sense.
         """
+        for key, neutral in _UNSUPPORTED.items():
+            if config.get(key) not in (None, *neutral):
+                note = f"{key}={config[key]!r} in generation_config.json is not supported and has no effect"
+                warnings.warn(note, stacklevel=2)
         drawn = bool(config.get("do_sample", False))
         values: dict[str, Any] = {"max_new_tokens": config.get("max_new_tokens")}
         if drawn:
@@ -108,6 +136,8 @@ class GenerationDefaults:
         if not drawn:
             names = {"repetition_penalty"}
         values |= {name: config[name] for name in names if config.get(name) is not None}
+        stops = config.get("stop_strings") or ()
+        values["stop"] = (stops,) if isinstance(stops, str) else tuple(stops)
         given = config.get("eos_token_id")
         end = list(fallback_end_ids) if given is None else given if isinstance(given, list) else [given]
         try:
@@ -116,7 +146,7 @@ class GenerationDefaults:
             valid = _real(window) and 1 <= window <= MAX_CLIP_SECONDS
             _check(valid, "transcription_window", f"from 1 to {MAX_CLIP_SECONDS} seconds", window)
             return cls(GenerationOptions(**values), frozenset(end), window)
-        except UsageError as error:
+        except (UsageError, TypeError) as error:
             raise CheckpointError(f"generation_config.json makes no sense: {error}; correct the file") from error
 
 

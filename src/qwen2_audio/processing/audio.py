@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import AudioError
 from qwen2_audio.processing.conversation import AudioSource
+from qwen2_audio.processing.decoding import decode
 
 MAX_DOWNLOAD_BYTES = 512 * 1024 * 1024
 URL_TIMEOUT_SECONDS = 30
-CUT_SHORT_SECONDS = 0.1
-"""Sound that a file's header may promise and the file not hold; if more is missing, the file was cut short."""
-_WAV_STREAMED = 0x7FFF_F000
-"""Writers that cannot seek back leave a data size of this or more (0xFFFFFFFF, 0x7FFFFFFF, ...), or 0."""
+RATES = (1_000, 1_000_000)
+"""Sampling rates that a recording can have; anything else is a damaged header."""
 
 
 def load_audio(source: AudioSource) -> NDArray[np.float32]:
@@ -49,11 +48,15 @@ def load_audio(source: AudioSource) -> NDArray[np.float32]:
         data, name = _read(source)
         if not data:
             raise AudioError(f"{name} is empty (0 bytes); give a recording")
-        samples, rate = _decode(data, name)
+        samples, rate = decode(data, name)
     if samples.size == 0:
         raise AudioError(f"{name} holds no samples; give a recording with sound in it")
     if not np.isfinite(samples).all():
         raise AudioError(f"{name} holds samples that are not numbers (NaN or infinity); repair or re-export it")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(
+            f"{name} has a sampling rate of {rate} Hz; {RATES[0]} to {RATES[1]} Hz make sense, re-export it"
+        )
     return resample(samples, rate)
 
 
@@ -162,84 +165,3 @@ def _read_url(url: str) -> bytes:
     if kind == "text/html" or data[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise AudioError(f"{url} is a web page (HTML), not a recording; give the address of the file itself")
     return data
-
-
-def _decode(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
-    """Mono samples and rate. libsndfile first (exact for wav and flac), FFmpeg's libraries for the rest."""
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if file.format == "MP3" and not _mp3_tells_length(data):
-                return _decode_with_av(data, name)  # libsndfile stops at a length guessed from the bit rate
-            rate, promised = int(file.samplerate), int(file.frames) / file.samplerate
-            samples = file.read(dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:
-        return _decode_with_av(data, name)
-    seconds = samples.shape[0] / rate
-    if data[:4] == b"RIFF":
-        size, present, bytes_a_second = _wav_data(data)
-        if size == 0 and present:  # streamed; libsndfile believes the 0
-            return _decode_with_av(data, name)
-        if size < _WAV_STREAMED and bytes_a_second:
-            promised = seconds + max(0, size - present) / bytes_a_second
-    elif samples.shape[0] == 0:
-        return _decode_with_av(data, name)
-    _refuse_cut_short(name, seconds, promised)
-    return np.ascontiguousarray(samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]), rate
-
-
-def _refuse_cut_short(name: str, seconds: float, promised: float) -> None:
-    if promised - seconds > CUT_SHORT_SECONDS:
-        raise AudioError(
-            f"{name} was cut short: its header promises {promised:.1f} s of sound, {seconds:.1f} s are there; "
-            "copy or download it again, or re-export it"
-        )
-
-
-def _wav_data(data: bytes) -> tuple[int, int, int]:
-    """What a wav file says of its sound: bytes promised by the header, bytes there, bytes a second."""
-    at, bytes_a_second = 12, 0
-    while at + 8 <= len(data):
-        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        if kind == b"fmt ":
-            bytes_a_second = int.from_bytes(data[at + 16 : at + 20], "little")
-        if kind == b"data":
-            return size, len(data) - at - 8, bytes_a_second
-        at += 8 + size + size % 2
-    return 0, 0, bytes_a_second
-
-
-def _mp3_tells_length(data: bytes) -> bool:
-    """Whether the first frame, behind an ID3 tag if there is one, holds the number of frames."""
-    start = 0
-    if data[:3] == b"ID3":
-        start = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-    return any(tag in data[start : start + 512] for tag in (b"Xing", b"Info", b"VBRI"))
-
-
-def _decode_with_av(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
-    import av
-
-    hint = f"{name} is not a recording that can be decoded"
-    try:
-        with av.open(io.BytesIO(data), mode="r") as container:
-            if not container.streams.audio:
-                raise AudioError(f"{name} has no audio track; give a file with sound in it")
-            stream = container.streams.audio[0]
-            resampler = av.AudioResampler(format="fltp")
-            frames = [out for frame in container.decode(stream) for out in resampler.resample(frame)]
-            frames += resampler.resample(None)
-            # elsewhere the duration is an estimate from the bit rate, or that of a longer video
-            exact = stream.duration if container.format.name.startswith(("mov", "flac")) else None
-            promised = float(exact * stream.time_base) if exact and stream.time_base else 0.0
-    except AudioError:
-        raise
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        text = getattr(error, "strerror", None) or error
-        raise AudioError(f"{hint} ({text}); supported are wav, flac, mp3, ogg, opus, m4a, webm, mp4") from error
-    if not frames:
-        raise AudioError(f"{hint} (no sound in it); supported are wav, flac, mp3, ogg, opus, m4a, webm, mp4")
-    samples, rate = np.concatenate([frame.to_ndarray() for frame in frames], axis=1).mean(axis=0), frames[0].sample_rate
-    _refuse_cut_short(name, samples.shape[0] / rate, promised)
-    return np.ascontiguousarray(samples, dtype=np.float32), int(rate)

@@ -66,6 +66,8 @@ def check(conversation: Conversation) -> None:
             raise ConversationError(f"message {index} is a system message; only the first message can be one")
         if not message.parts:
             raise ConversationError(f"message {index} ({message.role}) is empty; give it text or a recording")
+        if message.role == "user" and not any(isinstance(part, AudioPart) or part.text for part in message.parts):
+            raise ConversationError(f"message {index} (user) is an empty text; say something or give a recording")
         for part in message.parts:
             if isinstance(part, TextPart):
                 _refuse_control_tokens(part.text, f"message {index} ({message.role})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,9 +101,9 @@ AUDIO_SUFFIXES = frozenset(
 def user_parts(items: Sequence[AudioSource | Part]) -> tuple[Part, ...]:
     """Turn what a person would write into parts.
 
-    A `str` is a recording when it is a data:audio URL, an http(s) URL, a path with an audio suffix or the path of an
-    existing file, and text otherwise; wrap it in `TextPart` or `AudioPart` to be explicit. Anything else that is
-    not text (bytes, Path, file object, (samples, rate)) is a recording.
+    A `str` is a recording when it is a data:audio URL, an http(s) URL, a path with an audio suffix, a path by its looks
+    (`/x`, `./x`, `../x`, `~/x`, no space in it) or that of an existing file, and text otherwise; wrap it in `TextPart` or
+    `AudioPart` to be explicit. Anything else that is not text (bytes, Path, file object, (samples, rate)) is a recording.
     """
     if not items:
         raise ConversationError("an empty message: give at least one recording or text")
@@ -123,12 +124,26 @@ def looks_like_audio(text: str) -> bool:
         return False
     if text.startswith(("http://", "https://")):
         return " " not in text
+    if " " not in text and text.startswith(("/", "./", "../", "~/")):
+        return True
     return os.path.splitext(text)[1].lower() in AUDIO_SUFFIXES or os.path.isfile(text)
+
+
+_SOURCE_KEYS = ("audio_url", "audio", "path", "url")
+
+
+def _refuse_unknown_keys(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ConversationError(f"{where}: unknown key {key!r}; {hint}")
 
 
 def _parse_message(message: Any, index: int) -> Message:
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise ConversationError(f'message {index} must be a dict with "role" and "content", got {message!r:.100}')
+    _refuse_unknown_keys(message, ("role", "content"), f"message {index}")
     content = message["content"]
     if isinstance(content, str):
         return Message(message["role"], (TextPart(content),))
@@ -141,8 +156,9 @@ def _parse_part(part: Any, index: int) -> Part:
     if isinstance(part, str):
         return TextPart(part)
     if isinstance(part, Mapping):
+        _refuse_unknown_keys(part, ("type", "text", *_SOURCE_KEYS), f"message {index}, content entry {part!r:.100}")
         kind, text = part.get("type"), part.get("text")
-        sources = [part[key] for key in ("audio_url", "audio", "path", "url") if part.get(key) is not None]
+        sources = [part[key] for key in _SOURCE_KEYS if part.get(key) is not None]
         if kind == "text" and isinstance(text, str) and not sources:
             return TextPart(text)
         if kind in ("audio", "audio_url", None) and len(sources) == 1 and text is None:

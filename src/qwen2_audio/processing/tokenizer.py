@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise CheckpointError(
             f"cannot read the tokenizer in {folder} ({reason}); fetch the checkpoint again"
         ) from error
-    for index, token in sorted(listed.items(), key=lambda item: item[0]):
-        if token.special:
-            backend.add_special_tokens([token])
-        else:
-            backend.add_tokens([token])
+    in_order = [token for _, token in sorted(listed.items(), key=lambda item: item[0])]
+    for special, run in groupby(in_order, key=lambda token: token.special):  # one by one would take seconds
+        add = backend.add_special_tokens if special else backend.add_tokens
+        add(list(run))
+    for index, token in listed.items():
         got = backend.token_to_id(token.content)
         if got != index:
             raise CheckpointError(
