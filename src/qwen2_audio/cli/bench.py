@@ -83,13 +83,9 @@ def _measure(assistant: Assistant, theirs: _Transformers | None, runs: int) -> l
         for seconds in CLIP_SECONDS:
             waves = [_noise(seconds)] * batch
             of = f"{batch} x {seconds} s"
-            times = _take_turns(
-                f"features, {of}",
-                partial(_features, assistant, waves),
-                theirs and partial(theirs.features, waves),
-                runs,
-            )
-            features.append(_row(f"features, {of}", times, 0, 0))
+            ours = partial(_features, assistant, waves)
+            them = partial(theirs.features, waves) if theirs else None
+            features.append(_row(f"features, {of}", _take_turns(f"features, {of}", ours, them, runs), 0, 0))
             times = _answers(of, assistant, theirs, waves, runs)
             firsts.append(_row(f"first token, {of}", times, 0, 0))
             decodes.append(_row(f"decode, a step of {of}", times, 1, batch))
