@@ -18,7 +18,7 @@ from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
 from qwen2_audio.generation.sequence import FinishReason
 from qwen2_audio.model.linear import pack_linears
-from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.audio import load_part
 from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_turn, with_system
 from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Part, TextPart, user_parts
 from qwen2_audio.processing.processor import Processor, Prompt, load_processor
@@ -178,7 +178,7 @@ class Assistant:
         requests: list[Request] = []
         owners: list[int] = []
         for owner, audio in enumerate(audios):
-            samples = load_audio(_as_audio(audio).source)
+            samples = load_part(_as_audio(audio))
             pieces = split_at_pauses(samples, self.transcription_window)
             if len(samples) > MAX_SAMPLES:
                 seconds = len(samples) / SAMPLE_RATE

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from qwen2_audio import __version__
 from qwen2_audio.cli.bench import bench
 from qwen2_audio.cli.chat import chat
+from qwen2_audio.cli.data import data
 from qwen2_audio.cli.download import download
 from qwen2_audio.cli.info import info
 from qwen2_audio.cli.render import render
@@ -52,6 +53,7 @@ app.command()(transcribe)
 app.command()(render)
 app.command()(download)
 app.command()(info)
+app.add_typer(data, name="data")
 app.command()(bench)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import AudioError
-from qwen2_audio.processing.conversation import AudioSource
+from qwen2_audio.processing.conversation import AudioPart, AudioSource
 from qwen2_audio.processing.decoding import decode
 
 MAX_DOWNLOAD_BYTES = 512 * 1024 * 1024
@@ -58,6 +58,22 @@ def load_audio(source: AudioSource) -> NDArray[np.float32]:
             f"{name} has a sampling rate of {rate} Hz; {RATES[0]} to {RATES[1]} Hz make sense, re-export it"
         )
     return resample(samples, rate)
+
+
+def load_part(part: AudioPart) -> NDArray[np.float32]:
+    """Like `load_audio`, of the stretch that the part names.
+
+    Raises:
+        AudioError: also where the stretch does not lie inside the recording.
+    """
+    samples = load_audio(part.source)
+    if part.start == 0 and part.end is None:
+        return samples
+    seconds = samples.shape[0] / SAMPLE_RATE
+    end = seconds if part.end is None else part.end
+    if not 0 <= part.start < end <= seconds + 0.01:  # the times of annotations are rounded
+        raise AudioError(f"there is no stretch from {part.start} to {part.end} s in a recording of {seconds:.2f} s")
+    return samples[round(part.start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
 
 
 def resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:

@@ -28,7 +28,15 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class AudioPart:
+    """A recording, or a stretch of it.
+
+    Attributes:
+        start, end: in seconds; None is the end of the recording.
+    """
+
     source: AudioSource = field(repr=False)
+    start: float = 0.0
+    end: float | None = None
 
 
 Part: TypeAlias = TextPart | AudioPart

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qwen2_audio.config import SAMPLE_RATE, Qwen2AudioConfig
 from qwen2_audio.errors import CheckpointError, ContextLengthError, ConversationError
-from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.audio import load_audio, load_part
 from qwen2_audio.processing.chat_template import check, render, render_base
 from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Message, Part
 from qwen2_audio.processing.mel import Clip, log_mel
@@ -104,7 +104,7 @@ class Processor:
                 if not isinstance(part, AudioPart):
                     parts.append(part)
                     continue
-                for window in windows(load_audio(part.source), f"recording {len(clips) + 1}"):
+                for window in windows(load_part(part), f"recording {len(clips) + 1}"):
                     clips.append(self.clip(window))
                     parts.append(AudioPart((window, SAMPLE_RATE)))
             messages.append(replace(message, parts=tuple(parts)))

@@ -1,20 +1,15 @@
-"""Training examples: rows of a JSON-lines file to token ids, clips and the mask of what is learnt.
+"""Training examples: the rows of a JSON-lines file as token ids, clips and the mask of what is learnt.
 
-Two row shapes:
-
-- pre-training (the official evaluation's): `{"audio": "clip.flac", "prompt": "...", "gt": "..."}`; the base model's bare
-  prompt, the target followed by `<|endoftext|>`;
-- conversations: `{"messages": [{"role": ..., "content": ...}, ...]}`; every assistant turn is learnt, `<|im_end|>`
-  included. With `"complete": false` the last answer was cut off: its end is not learnt.
-
-Recordings are paths relative to the file. `"spoken"`, where a row has it, is what is said in its only recording.
+Of a conversation every answer is learnt, its `<|im_end|>` included; of the base model's form the target, followed by
+`<|endoftext|>`. The shapes of rows are those of `qwen2_audio.training.rows`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from qwen2_audio.errors import UsageError
-from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.audio import load_part
 from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_base, render_turn, with_system
-from qwen2_audio.processing.conversation import AudioSource, Conversation
+from qwen2_audio.processing.conversation import AudioPart, Conversation
 from qwen2_audio.processing.mel import Clip
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
 from qwen2_audio.training.augment import augment
+from qwen2_audio.training.rows import ChatRow, PreferenceRow, parse_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +92,61 @@ def spoken_tokens(text: str, processor: Processor) -> list[int]:
 def build_example(
     row: Mapping[str, Any], folder: Path, processor: Processor, change: np.random.Generator | None = None
 ) -> Example:
-    """One row to ids, mask and clips; `folder` is what relative paths start from, `change` says how to augment."""
-    pieces: list[tuple[str, bool]]
-    if not isinstance(row, Mapping):
-        raise UsageError(f"a row is a JSON object, got {type(row).__name__}")
-    if "messages" in row:
-        conversation = Conversation.parse(row["messages"])
-        check(conversation)
-        pieces, sources = _chat_pieces(conversation, complete=row.get("complete", True))
-    elif {"audio", "prompt", "gt"} <= row.keys():
-        pieces = [(render_base(1, row["prompt"]), False), (row["gt"] + END_OF_TEXT, True)]
-        sources = [row["audio"]]
+    """One row to ids, mask and clips; `folder` is what relative paths start from, `change` says how to augment.
+
+    Raises:
+        UsageError: the row cannot be read, holds nothing to learn, or does not fit into the context (it is never cut).
+        AudioError: a recording cannot be had or is longer than 30 s.
+    """
+    parsed = parse_row(row, folder)
+    if isinstance(parsed, PreferenceRow):
+        raise UsageError("the row has a chosen and a rejected answer; that is for preference training")
+    if isinstance(parsed, ChatRow):
+        check(parsed.conversation)
+        pieces = _chat_pieces(parsed.conversation, parsed.learnt, complete=parsed.complete)
+        audios = _audios(parsed.conversation)
     else:
-        raise UsageError('a row needs "messages", or "audio", "prompt" and "gt"')
-    waves = [load_audio(_resolve(source, folder)) for source in sources]
-    clips = [processor.clip(wave if change is None else augment(wave, change)) for wave in waves]
+        _check_language_tag(parsed.target, processor)
+        pieces = [(render_base(len(parsed.audios), parsed.prompt), False), (parsed.target + END_OF_TEXT, True)]
+        audios = list(parsed.audios)
+    clips = _hear(audios, processor, change)
+    spoken = spoken_tokens(parsed.spoken, processor) if parsed.spoken and len(clips) == 1 else []
+    return _assemble(pieces, clips, processor, spoken)
+
+
+def build_pair(
+    row: Mapping[str, Any], folder: Path, processor: Processor, change: np.random.Generator | None = None
+) -> tuple[Example, Example]:
+    """A preference row to two examples that differ in the answer alone: chosen and rejected, with the very same clips.
+
+    Raises:
+        UsageError, AudioError: as `build_example`.
+    """
+    parsed = parse_row(row, folder)
+    if not isinstance(parsed, PreferenceRow):
+        raise UsageError('preference training needs rows with "chosen" and "rejected" answers')
+    clips = _hear(_audios(parsed.conversation), processor, change)
+    examples = []
+    for answer in (parsed.chosen, parsed.rejected):
+        conversation = parsed.conversation.assistant(answer)
+        check(conversation)
+        learnt = [False] * len(parsed.conversation.messages) + [True]
+        examples.append(_assemble(_chat_pieces(conversation, learnt, complete=True), clips, processor, []))
+    return examples[0], examples[1]
+
+
+def _audios(conversation: Conversation) -> list[AudioPart]:
+    return [part for message in conversation.messages for part in message.parts if isinstance(part, AudioPart)]
+
+
+def _hear(audios: Sequence[AudioPart], processor: Processor, change: np.random.Generator | None) -> list[Clip]:
+    waves = [load_part(audio) for audio in audios]
+    return [processor.clip(wave if change is None else augment(wave, change)) for wave in waves]
+
+
+def _assemble(
+    pieces: Sequence[tuple[str, bool]], clips: list[Clip], processor: Processor, spoken: list[int]
+) -> Example:
     ids: list[int] = []
     learnt: list[bool] = []
     waiting = iter(clips)
@@ -120,19 +156,29 @@ def build_example(
         learnt += [target] * len(part)
     if not any(learnt):
         raise UsageError("the row holds nothing to learn; give it an answer of the assistant")
-    spoken = spoken_tokens(row["spoken"], processor) if row.get("spoken") and len(clips) == 1 else []
+    if len(ids) > processor.context_length:
+        raise UsageError(
+            f"the row has {len(ids)} tokens, the model's context holds {processor.context_length}; split it"
+        )
     return Example(ids, learnt, clips, spoken)
 
 
-def _chat_pieces(conversation: Conversation, *, complete: bool) -> tuple[list[tuple[str, bool]], list[AudioSource]]:
+def _check_language_tag(target: str, processor: Processor) -> None:
+    tag = re.match(r"<\|\w+\|>", target)
+    if tag and len(processor.tokenizer.encode(tag[0])) != 1:
+        raise UsageError(f"the model's tokenizer has no language tag {tag[0]}; see its tokenizer_config.json")
+
+
+def _chat_pieces(conversation: Conversation, learnt: Sequence[bool], *, complete: bool) -> list[tuple[str, bool]]:
     """The rendered prompt cut where learning starts and stops; together equal to `chat_template.render`."""
     pieces: list[tuple[str, bool]] = []
     audios = 0
-    for message in with_system(conversation).messages:
+    whole = with_system(conversation).messages
+    for message, target in zip(whole, [False] * (len(whole) - len(learnt)) + list(learnt), strict=True):
         turn, audios = render_turn(message, audios)
         if message.role == "assistant":
             answer = turn.removeprefix(GENERATION_PROMPT).removesuffix("\n")
-            pieces += [(GENERATION_PROMPT, False), (answer, True), ("\n", False)]
+            pieces += [(GENERATION_PROMPT, False), (answer, target), ("\n", False)]
         else:
             pieces.append((turn, False))
     if pieces[-1] == ("\n", False):
@@ -140,10 +186,4 @@ def _chat_pieces(conversation: Conversation, *, complete: bool) -> tuple[list[tu
     if not complete:
         text, target = pieces.pop()
         pieces.append((text.removesuffix(IM_END), target))
-    return pieces, list(conversation.audios)
-
-
-def _resolve(source: AudioSource, folder: Path) -> AudioSource:
-    if not isinstance(source, str) or "://" in source or source.startswith("data:"):
-        return source
-    return folder / source
+    return pieces

@@ -1,0 +1,296 @@
+"""Rows of JSON, in the shapes that people have them, to what they teach. No recording is opened here, no tensor made.
+
+- conversations: `{"messages": [{"role": ..., "content": ...}, ...]}`, content as text or as parts; recordings stand in the
+  parts, or as `"audios": [...]` whose places the text marks with `<audio>` (a single one without a mark comes first);
+- the same as `{"conversations": [{"from": "human", "value": ...}, ...]}` or `{"query": ..., "response": ...}`, the latter
+  with `"history": [[query, response], ...]` and `"system"`;
+- preferences: a conversation with `"chosen"` and `"rejected"` answers, or with a last answer and `"rejected_response"`;
+- the official evaluation's: `{"audio": ..., "prompt": ..., "gt": ...}`, the base model's bare prompt;
+- pre-training by task: `{"audio": ..., "text": ..., "task": "asr", "language": "en"}` (tasks.json names the tasks), also
+  `{"wav": ..., "txt": ...}`; where the task is about language, the target begins with the language's tag.
+
+A recording is a path (relative ones start at the file's folder), a URL, or `{"path": ..., "start": 1.5, "end": 4.0}` in
+seconds. `"loss": false` on a message leaves that answer out of the loss, `"complete": false` says that the last answer was
+cut off, `"spoken"` what is said in the only recording. Other keys are the row's own business.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from qwen2_audio.errors import UsageError
+from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, Part, TextPart
+
+AUDIO_TAG = "<audio>"
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_SOURCE_KEYS = ("audio", "path", "audio_url", "url")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRow:
+    """A conversation, and which of its messages are learnt.
+
+    Attributes:
+        learnt: one for each message; true for answers only.
+        complete: whether the last answer ends where it ends.
+        spoken: what is said in the only recording, "" where that is not known.
+    """
+
+    conversation: Conversation
+    learnt: tuple[bool, ...]
+    complete: bool = True
+    spoken: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BareRow:
+    """The base model's form: recordings, a prompt, and the text that follows."""
+
+    audios: tuple[AudioPart, ...]
+    prompt: str
+    target: str
+    spoken: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """A conversation that ends with the user, and a better and a worse answer."""
+
+    conversation: Conversation
+    chosen: str
+    rejected: str
+
+
+Row: TypeAlias = ChatRow | BareRow | PreferenceRow
+
+
+def parse_row(row: Any, folder: Path) -> Row:
+    """Read one row of any of the shapes above.
+
+    Args:
+        folder: what relative paths start from.
+
+    Raises:
+        UsageError: it has none of these shapes, or marks and recordings do not fit.
+        ConversationError: a message makes no sense.
+    """
+    if not isinstance(row, Mapping):
+        raise UsageError(f"a row is a JSON object, got {type(row).__name__}")
+    if messages := _messages(row):
+        audios = [_audio(value, folder) for value in _audio_list(row)]
+        conversation = _conversation(messages, audios, folder)
+        if "rejected" in row or "rejected_response" in row:
+            return _preference(row, conversation)
+        loss = tuple(_learnt(message) for message in messages)
+        return ChatRow(conversation, loss, bool(row.get("complete", True)), _text(row, "spoken", ""))
+    if {"audio", "prompt", "gt"} <= row.keys():
+        return BareRow(
+            (_audio(row["audio"], folder),), _text(row, "prompt"), _text(row, "gt"), _text(row, "spoken", "")
+        )
+    for audio, text in (("audio", "text"), ("wav", "txt")):
+        if {audio, text} <= row.keys():
+            return _task(row, _audio(row[audio], folder), _text(row, text))
+    raise UsageError(
+        'a row needs "messages" (or "conversations", or "query" and "response"), or "audio" with "prompt" and "gt", '
+        f'or "audio" with "text"; got the keys {", ".join(map(repr, row)) or "of an empty object"}'
+    )
+
+
+def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The messages of a conversation of any of the three shapes; [] for other rows."""
+    if "messages" in row:
+        found = row["messages"]
+        if not isinstance(found, list) or not all(isinstance(message, Mapping) for message in found):
+            raise UsageError('"messages" must be a list of {"role": ..., "content": ...}')
+        if not found:
+            raise UsageError("the conversation is empty; add a user message")
+        return found
+    if "conversations" in row:
+        return [_of_sharegpt(message) for message in row["conversations"]]
+    if "query" in row:
+        turns = [*row.get("history", []), [row["query"], row.get("response")]]
+        pairs = [("user", query) for query, _ in turns], [("assistant", answer) for _, answer in turns]
+        inside = [{"role": role, "content": text} for turn in zip(*pairs, strict=True) for role, text in turn]
+        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+        return [*system, *(message for message in inside if message["content"] is not None)]
+    return []
+
+
+def _of_sharegpt(message: Any) -> Mapping[str, Any]:
+    if not isinstance(message, Mapping) or message.get("from") not in _SHAREGPT_ROLES:
+        known = ", ".join(_SHAREGPT_ROLES)
+        raise UsageError(
+            f'a message of "conversations" is {{"from": one of {known}, "value": text}}, got {message!r:.80}'
+        )
+    rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+    return {"role": _SHAREGPT_ROLES[message["from"]], "content": message.get("value"), **rest}
+
+
+def _audio_list(row: Mapping[str, Any]) -> list[Any]:
+    audios = row.get("audios", [row["audio"]] if "audio" in row else [])
+    return audios if isinstance(audios, list) else [audios]
+
+
+def _conversation(messages: Sequence[Mapping[str, Any]], audios: list[AudioPart], folder: Path) -> Conversation:
+    """The messages with their recordings in place."""
+    waiting = iter(audios)
+    marks = sum(_marks(message.get("content")) for message in messages)
+    if marks == 0 and len(audios) == 1:
+        first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), 0)
+        messages = [_with_mark(message) if i == first else message for i, message in enumerate(messages)]
+    elif marks != len(audios):
+        raise UsageError(f"the messages have {marks} {AUDIO_TAG} marks for {len(audios)} recordings; give one each")
+    out: list[Message] = []
+    for index, message in enumerate(messages):
+        parts = list(_parts(message.get("content"), waiting, folder))
+        known = {key: value for key, value in message.items() if key != "loss"} | {"content": ""}
+        (parsed,) = Conversation.parse([known]).messages if "role" in message else _no_role(index)
+        out.append(Message(parsed.role, tuple(parts)))
+    return Conversation(tuple(out))
+
+
+def _no_role(index: int) -> Any:
+    raise UsageError(f'message {index} has no "role"')
+
+
+def _with_mark(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message.get("content")
+    return {
+        **message,
+        "content": AUDIO_TAG + content if isinstance(content, str) else [{"type": "audio"}, *(content or [])],
+    }
+
+
+def _marks(content: Any) -> int:
+    if isinstance(content, str):
+        return content.count(AUDIO_TAG)
+    return sum(
+        _is_mark(part) or _marks(part.get("text") if isinstance(part, Mapping) else part) for part in content or []
+    )
+
+
+def _is_mark(part: Any) -> bool:
+    return isinstance(part, Mapping) and dict(part) == {"type": "audio"}
+
+
+def _parts(content: Any, waiting: Iterator[AudioPart], folder: Path) -> Iterator[Part]:
+    if isinstance(content, str):
+        for number, text in enumerate(content.split(AUDIO_TAG)):
+            if number:
+                yield next(waiting)
+            if text:
+                yield TextPart(text)
+        return
+    if not isinstance(content, list):
+        raise UsageError(f"content must be text or a list of parts, got {type(content).__name__}")
+    for part in content:
+        if isinstance(part, str):
+            yield from _parts(part, waiting, folder)
+        elif _is_mark(part):
+            yield next(waiting)
+        elif isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+            yield from _parts(part["text"], waiting, folder)
+        elif isinstance(part, Mapping) and part.get("type") in ("audio", "audio_url", "input_audio"):
+            yield _audio({key: value for key, value in part.items() if key != "type"}, folder)
+        else:
+            raise UsageError(
+                f'cannot read the content part {part!r:.100}; use {{"type": "text"}} or {{"type": "audio"}}'
+            )
+
+
+def _audio(value: Any, folder: Path) -> AudioPart:
+    """A recording, written as a path, a URL or an object."""
+    start, end = 0.0, None
+    if isinstance(value, Mapping):
+        start, end = value.get("start", 0.0), value.get("end")
+        given = [value[key] for key in _SOURCE_KEYS if value.get(key) is not None]
+        if "input_audio" in value:
+            return AudioPart(_base64(value["input_audio"]))
+        if len(given) != 1 or value.keys() - {*_SOURCE_KEYS, "start", "end"}:
+            raise UsageError(f'a recording is a path or {{"path": ..., "start": ..., "end": ...}}, got {value!r:.100}')
+        value = given[0]["url"] if isinstance(given[0], Mapping) and "url" in given[0] else given[0]
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"a recording must be given as a path or URL, got {value!r:.100}")
+    away = "://" in value or value.startswith("data:")
+    return AudioPart(value if away else folder / value, start, end)
+
+
+def _base64(value: Any) -> bytes:
+    try:
+        return base64.b64decode(value["data"], validate=True)
+    except (TypeError, KeyError, binascii.Error) as error:
+        raise UsageError(f'"input_audio" must be {{"data": base64, "format": ...}} ({error})') from error
+
+
+def _learnt(message: Mapping[str, Any]) -> bool:
+    loss = message.get("loss", message.get("role") == "assistant")
+    if not isinstance(loss, bool) or (loss and message.get("role") != "assistant"):
+        raise UsageError('"loss" is true or false, and true only on messages of the assistant')
+    return loss
+
+
+def _preference(row: Mapping[str, Any], conversation: Conversation) -> PreferenceRow:
+    rejected = _answer(row["rejected"] if "rejected" in row else row["rejected_response"])
+    messages = conversation.messages
+    if "chosen" in row:
+        chosen = _answer(row["chosen"])
+    elif messages[-1].role == "assistant":
+        chosen, messages = messages[-1].text, messages[:-1]
+    else:
+        raise UsageError('a preference needs "chosen" and "rejected", or a last answer and "rejected_response"')
+    if not messages or messages[-1].role != "user":
+        raise UsageError("before the chosen and the rejected answer, the conversation must end with the user")
+    if chosen == rejected:
+        raise UsageError("the chosen and the rejected answer are the same; there is nothing to prefer")
+    return PreferenceRow(Conversation(messages), chosen, rejected)
+
+
+def _answer(value: Any) -> str:
+    """An answer, as text or as messages of which it is the last."""
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        value = value[-1].get("content")
+    if isinstance(value, Mapping):
+        value = value.get("content", value.get("value"))
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"an answer must be a text that is not empty, got {value!r:.80}")
+    return value
+
+
+@lru_cache(maxsize=1)
+def _tasks() -> dict[str, Any]:
+    tasks: dict[str, Any] = json.loads(Path(__file__).with_name("tasks.json").read_text(encoding="utf-8"))
+    return tasks
+
+
+def _task(row: Mapping[str, Any], audio: AudioPart, text: str) -> BareRow:
+    tasks = _tasks()
+    task = row.get("task", "asr")
+    if task not in tasks["prompts"]:
+        raise UsageError(f"unknown task {task!r}; known are {', '.join(tasks['prompts'])}")
+    tag = ""
+    if task in tasks["tagged"]:
+        tag = f"<|{_language(row, 'language' if 'language' in row else 'lang')}|>"
+    names = {"target_language": tasks["languages"][_language(row, "target_language")]} if task == "translate" else {}
+    spoken = text if task == "asr" else _text(row, "spoken", "")
+    return BareRow((audio,), tasks["prompts"][task].format(**names), tag + text, spoken)
+
+
+def _language(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value not in _tasks()["languages"]:
+        raise UsageError(f'"{key}" must be one of {", ".join(_tasks()["languages"])}, got {value!r}')
+    return str(value)
+
+
+def _text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    value = row.get(key, default)
+    if not isinstance(value, str):
+        raise UsageError(f'"{key}" must be a text, got {value!r:.80}')
+    return value
