@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwen2_audio.api import Assistant, Reply, ReplyStream, Session, load
+    from qwen2_audio.api import Assistant, ReplyStream, Session, load
     from qwen2_audio.config import Qwen2AudioConfig
     from qwen2_audio.errors import (
         AudioError,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Qwen2AudioError,
         UsageError,
     )
+    from qwen2_audio.generation.reply import Reply
     from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, TextPart
 
 __version__ = "0.1.0"
@@ -50,7 +51,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "qwen2_audio.api": ("Assistant", "Reply", "ReplyStream", "Session", "load"),
+    "qwen2_audio.api": ("Assistant", "ReplyStream", "Session", "load"),
+    "qwen2_audio.generation.reply": ("Reply",),
     "qwen2_audio.config": ("Qwen2AudioConfig",),
     "qwen2_audio.processing.conversation": ("AudioPart", "Conversation", "Message", "TextPart"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack
 
@@ -16,6 +16,7 @@ from qwen2_audio.config import MAX_SAMPLES, SAMPLE_RATE
 from qwen2_audio.errors import AudioWarning, ConversationError, UsageError
 from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
+from qwen2_audio.generation.reply import Reply, answer_all
 from qwen2_audio.generation.sequence import FinishReason
 from qwen2_audio.model.linear import pack_linears
 from qwen2_audio.processing.audio import load_part
@@ -23,18 +24,12 @@ from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, rende
 from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Part, TextPart, user_parts
 from qwen2_audio.processing.processor import Processor, Prompt, load_processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
-from qwen2_audio.processing.windows import split_at_pauses
 from qwen2_audio.runtime import choose_runtime
+from qwen2_audio.transcription import Transcriber
 
 Item: TypeAlias = "AudioSource | Part"
 Input: TypeAlias = "Item | Sequence[Item] | Conversation"
 """One thing to say or show, several in order, or a whole conversation."""
-
-TRANSCRIBE = "Transcribe the speech."
-WINDOWS_AT_ONCE = 16
-"""An hour of speech is 120 windows; so many are transcribed together."""
-MOST_TOKENS_A_SECOND = 8
-"""More text tokens than anyone speaks in a second, in any language."""
 
 
 class Options(TypedDict, total=False):
@@ -49,26 +44,6 @@ class Options(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | None
     stop: str | Sequence[str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer. `str(reply)` is its text.
-
-    Attributes:
-        text: the answer.
-        finish_reason: "stop" (it was complete), "length" (cut at max_new_tokens or the end of the context) or "cancelled".
-        tokens: ids of the answer, the one that ended it included.
-        prompt_tokens: number of tokens in front of the answer.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    tokens: tuple[int, ...]
-    prompt_tokens: int
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class ReplyStream:
@@ -153,7 +128,7 @@ class Assistant:
         if isinstance(messages, str | bytes | Conversation):
             raise UsageError("batch takes a list of messages, one for each answer; for a single one use chat")
         prompts = [self.processor.prepare(as_conversation(message, system)) for message in messages]
-        return self._run([self._request(prompt, options) for prompt in prompts])
+        return answer_all(self.engine, [self._request(prompt, options) for prompt in prompts])
 
     def transcribe(self, audio: AudioSource | AudioPart, **options: Unpack[Options]) -> Reply:
         """Write down what is said, long recordings piece by piece; see `transcribe_many`."""
@@ -166,38 +141,26 @@ class Assistant:
         are cut at pauses and transcribed piece by piece; above 30 s an `AudioWarning` says so.
 
         Unless told otherwise it is greedy, free to repeat words (no repetition penalty), and no longer than fast speech
-        could be: a model that has lost the thread ends with finish_reason "length" instead of going round in circles.
+        could be. Where the model goes round in circles the piece is heard again in halves; what still does ends with
+        finish_reason "length".
         """
         if isinstance(audios, str | bytes | AudioPart):
             raise UsageError("transcribe_many takes a list of recordings; for a single one use transcribe")
-        given: Options = {**options}
-        if given.get("temperature") is None:
-            given["temperature"] = 0.0
-        if given.get("repetition_penalty") is None:
-            given["repetition_penalty"] = 1.0
-        requests: list[Request] = []
-        owners: list[int] = []
-        for owner, audio in enumerate(audios):
+        given: Options = {"temperature": 0.0, "repetition_penalty": 1.0}
+        given.update({name: value for name, value in options.items() if value is not None})  # type: ignore[typeddict-item]
+        limit = given.get("max_new_tokens")
+        chosen = replace(
+            self.options(given), max_new_tokens=limit
+        )  # else not the checkpoint's, but what fits the piece
+        recordings = []
+        for number, audio in enumerate(audios, 1):
             samples = load_part(_as_audio(audio))
-            pieces = split_at_pauses(samples, self.transcription_window)
             if len(samples) > MAX_SAMPLES:
-                seconds = len(samples) / SAMPLE_RATE
-                called = audio if isinstance(audio, str | Path) else f"recording {owner + 1}"
-                note = f"{called} is {seconds:.1f} s long; it is transcribed in {len(pieces)} parts"
+                name = audio if isinstance(audio, str | Path) else f"recording {number}"
+                note = f"{name} is {len(samples) / SAMPLE_RATE:.1f} s long; it is transcribed in parts, cut at pauses"
                 warnings.warn(note, AudioWarning, stacklevel=2)
-            for piece in pieces:
-                part = AudioPart((piece, SAMPLE_RATE))
-                prompt = self.processor.prepare(Conversation().user(part, TextPart(TRANSCRIBE)))
-                longest = 16 + int(MOST_TOKENS_A_SECOND * prompt.clips[0].seconds)
-                limit = given.get("max_new_tokens")
-                limited: Options = {**given, "max_new_tokens": longest if limit is None else limit}
-                requests.append(self._request(prompt, limited))
-                owners.append(owner)
-        groups = [requests[start : start + WINDOWS_AT_ONCE] for start in range(0, len(requests), WINDOWS_AT_ONCE)]
-        replies = [reply for group in groups for reply in self._run(group)]
-        return [
-            _joined([r for r, o in zip(replies, owners, strict=True) if o == owner]) for owner in range(len(audios))
-        ]
+            recordings.append(samples)
+        return Transcriber(self.engine, self.processor, self.transcription_window, chosen).transcribe(recordings)
 
     def complete(
         self, audios: AudioSource | Sequence[AudioSource], instruction: str, **options: Unpack[Options]
@@ -205,7 +168,7 @@ class Assistant:
         """The base model's bare prompt: recordings directly followed by the instruction, no chat."""
         many: Sequence[Any] = audios if isinstance(audios, list) else [audios]
         prompt = self.processor.prepare_base(many, instruction)
-        return self._run([self._request(prompt, options)])[0]
+        return answer_all(self.engine, [self._request(prompt, options)])[0]
 
     def session(self, *, system: str | None = None) -> Session:
         """A chat of many turns that never computes anything twice."""
@@ -225,19 +188,6 @@ class Assistant:
 
     def _request(self, prompt: Prompt, given: Options) -> Request:
         return Request(prompt.ids, prompt.clips, self.options(given))
-
-    def _run(self, requests: list[Request]) -> list[Reply]:
-        texts: list[list[str]] = [[] for _ in requests]
-        tokens: list[list[int]] = [[] for _ in requests]
-        ends: list[FinishReason] = ["cancelled"] * len(requests)
-        for step in self.engine.run(requests) if requests else ():
-            texts[step.index].append(step.text)
-            tokens[step.index].append(step.token)
-            ends[step.index] = step.finish_reason or ends[step.index]
-        return [
-            Reply("".join(text), end, tuple(ids), len(request.ids))
-            for text, end, ids, request in zip(texts, ends, tokens, requests, strict=True)
-        ]
 
 
 class Session:
@@ -357,16 +307,3 @@ def _as_audio(audio: AudioSource | Part) -> AudioPart:
     if isinstance(audio, TextPart):
         raise ConversationError(f"there is nothing to transcribe in a text: {audio.text!r:.60}")
     return audio if isinstance(audio, AudioPart) else AudioPart(audio)
-
-
-def _joined(replies: list[Reply]) -> Reply:
-    """The windows of one recording as one answer."""
-    if len(replies) == 1:
-        return replies[0]
-    cut = any(reply.finish_reason == "length" for reply in replies)
-    return Reply(
-        " ".join(reply.text.strip() for reply in replies),
-        "length" if cut else "stop",
-        tuple(token for reply in replies for token in reply.tokens),
-        sum(reply.prompt_tokens for reply in replies),
-    )

@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from qwen2_audio import Assistant, Conversation, DownloadError, load
-from qwen2_audio.api import TRANSCRIBE
+from qwen2_audio.transcription import TRANSCRIBE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTION, SENTENCE = str(EXAMPLES / "question.flac"), str(EXAMPLES / "sentence.flac")

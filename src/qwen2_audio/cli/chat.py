@@ -16,7 +16,8 @@ from qwen2_audio.cli.terminal import note, patience
 from qwen2_audio.errors import UsageError
 
 if TYPE_CHECKING:
-    from qwen2_audio.api import Assistant, Options, Reply, ReplyStream
+    from qwen2_audio.api import Assistant, Options, ReplyStream
+    from qwen2_audio.generation.reply import Reply
 
 
 def chat(

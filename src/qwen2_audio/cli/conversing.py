@@ -19,7 +19,8 @@ from qwen2_audio.errors import Qwen2AudioError, UsageError
 from qwen2_audio.processing.conversation import AudioPart, TextPart
 
 if TYPE_CHECKING:
-    from qwen2_audio.api import Assistant, Options, Reply, ReplyStream
+    from qwen2_audio.api import Assistant, Options, ReplyStream
+    from qwen2_audio.generation.reply import Reply
 
 HELP = {
     "/audio PATH": "attach a recording (a file or URL); dropping one on the line does the same",

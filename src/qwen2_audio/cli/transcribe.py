@@ -17,7 +17,8 @@ from qwen2_audio.cli.terminal import FAILED, note, report
 from qwen2_audio.errors import AudioError, ContextLengthError, Qwen2AudioError
 
 if TYPE_CHECKING:
-    from qwen2_audio.api import Assistant, Options, Reply
+    from qwen2_audio.api import Assistant, Options
+    from qwen2_audio.generation.reply import Reply
     from qwen2_audio.processing.conversation import AudioPart
 
     Outcome: TypeAlias = "tuple[str, AudioPart | None, Reply | Qwen2AudioError]"

@@ -25,6 +25,7 @@ class GenerationOptions:
             multiplied when negative; 1 is off. It applies to greedy decoding too, as in `transformers`.
         seed: makes drawing repeatable, whatever else is in the batch; None: a fresh one each time.
         stop: the answer ends before the first of these strings.
+        stop_loops: the answer ends, with finish_reason "length", where it goes round in circles; see `loops`.
     """
 
     max_new_tokens: int | None = None
@@ -35,6 +36,7 @@ class GenerationOptions:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_loops: bool = False
 
     def __post_init__(self) -> None:
         limit = self.max_new_tokens
@@ -132,7 +134,7 @@ class GenerationDefaults:
         values: dict[str, Any] = {"max_new_tokens": config.get("max_new_tokens")}
         if drawn:
             values |= {"temperature": 1.0, "top_k": 50}
-        names = {field.name for field in fields(GenerationOptions)} - {"seed", "stop", "max_new_tokens"}
+        names = {field.name for field in fields(GenerationOptions)} - {"seed", "stop", "stop_loops", "max_new_tokens"}
         if not drawn:
             names = {"repetition_penalty"}
         values |= {name: config[name] for name in names if config.get(name) is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from qwen2_audio.generation.loops import repeated_tail
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.generation.stopping import StopMatcher
 from qwen2_audio.processing.tokenizer import Detokenizer, Tokenizer
@@ -39,6 +40,7 @@ class Sequence:
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._limit = min(options.max_new_tokens or room, room)
+        self._stop_loops = options.stop_loops
         self._end_ids = end_ids
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(options.stop)
@@ -53,7 +55,7 @@ class Sequence:
             text = self._stops.push(self._detokenizer.push(token))
             if self._stops.stopped:
                 self.finish_reason = "stop"
-            elif len(self.tokens) >= self._limit:
+            elif len(self.tokens) >= self._limit or (self._stop_loops and repeated_tail(self.tokens)):
                 self.finish_reason = "length"
         if self.finish_reason and not self._stops.stopped:
             text += self._stops.push(self._detokenizer.finish())
