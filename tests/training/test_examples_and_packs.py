@@ -143,7 +143,7 @@ def test_json_lines(processor: Processor, data: Path) -> None:
     ]
     file = data / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
-    dataset = JsonLinesDataset(file, processor)
+    dataset = JsonLinesDataset(file, processor, build_example)
     assert len(dataset) == 4
     assert learnt_text(processor, dataset[0]) == strange + "<|endoftext|>"
     assert [clip.frames for i in range(4) for clip in dataset[i].clips] == [50, 50, 110, 50, 110]
@@ -167,14 +167,14 @@ def test_bad_rows(processor: Processor, tmp_path: Path, line: str, named: str) -
     file = tmp_path / "rows.jsonl"
     file.write_text(line)
     with pytest.raises(UsageError, match=named):
-        JsonLinesDataset(file, processor)[0]
+        JsonLinesDataset(file, processor, build_example)[0]
 
 
 def test_unreadable_files(processor: Processor, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "none.jsonl", tmp_path / "rows.jsonl"):
         with pytest.raises(UsageError, match="cannot read the training data"):
-            JsonLinesDataset(path, processor)
+            JsonLinesDataset(path, processor, build_example)
 
 
 # packs
@@ -202,7 +202,7 @@ def test_pack(group: list[Example]) -> None:
 
 @given(examples(), st.integers(1, 30))
 def test_pack_by_tokens(group: list[Example], limit: int) -> None:
-    groups = list(pack_by_tokens(group, limit))
+    groups = list(pack_by_tokens(group, limit, lambda e: len(e.ids)))
     assert [e for g in groups for e in g] == group
     assert all(len(g) == 1 or sum(len(e.ids) for e in g) <= limit for g in groups)
     for first, second in pairwise(groups):

@@ -18,7 +18,8 @@ EMPTY = torch.zeros(0, dtype=torch.int64)
 def batch(*spoken: list[int], tokens: int = 6) -> Pack:
     """Clips of `tokens` audio tokens each, in which these tokens are said."""
     clip = Clip(torch.zeros(80, 4 * tokens), 4 * tokens)
-    return Pack(EMPTY, [], [clip] * len(spoken), list(spoken), EMPTY, EMPTY)
+    clips = [clip] * len(spoken)
+    return Pack(EMPTY, [], clips, list(range(len(clips))), list(spoken), EMPTY, EMPTY)
 
 
 def said(tokens: list[int]) -> Tensor:

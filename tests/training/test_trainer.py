@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.training.config import TrainConfig, load_train_config
-from qwen2_audio.training.datasets import JsonLinesDataset
-from qwen2_audio.training.trainer import LOG, Trainer, train
+from qwen2_audio.training.datasets import JsonLinesDataset, build_example
+from qwen2_audio.training.trainer import LOG, STATE, Trainer, train
 from tests.tiny import sound
 
 
@@ -78,6 +79,41 @@ def test_resumed_equals_uninterrupted(plan: TrainConfig) -> None:
         torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=0)
 
 
+def test_a_signal_saves_first_and_nothing_is_lost(plan: TrainConfig) -> None:
+    whole = load_file(train(replace(plan, out=plan.out + "-whole"), silent))
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("step 1 "):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, say)
+    assert said[-1] == "stopped after step 2, saved; run it again to go on"
+    resumed = load_file(train(plan, said.append))
+    assert "resumed at step 2" in said
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_a_run_is_not_mixed_with_another(plan: TrainConfig) -> None:
+    train(replace(plan, steps=1), silent)
+    with pytest.raises(UsageError, match=r"was started with lora_rank=4, not 8; go on with that"):
+        Trainer(replace(plan, lora_rank=8), silent)
+    with pytest.raises(UsageError, match="holds a run already"):
+        Trainer(replace(plan, resume="never"), silent)
+    assert Trainer(replace(plan, steps=3, save_every=1), silent).step == 1
+
+
+def test_a_loss_that_is_no_number_ends_the_run(plan: TrainConfig) -> None:
+    plan = replace(plan, learning_rate=1e30, lora_learning_rate=1e30, clip_norm=1e30, warmup=0.0, save_every=1)
+    with pytest.raises(UsageError, match=r"no number any more at step \d+ .*read the lines \[\d"):
+        train(plan, silent)
+    saved = torch.load(Path(plan.out) / STATE, weights_only=True)
+    assert saved["step"] == len(losses(plan)) >= 1
+
+
 def test_result_merges_into_the_model(plan: TrainConfig, folder: Path) -> None:
     trainer = Trainer(replace(plan, lora_learning_rate=1e-3), silent)
     result = trainer.run()
@@ -109,8 +145,8 @@ def test_hearing_is_learnt_from_what_is_spoken(plan: TrainConfig) -> None:
 
 
 def test_every_repetition_is_augmented_anew(plan: TrainConfig, processor: Processor) -> None:
-    data = JsonLinesDataset(Path(plan.data), processor, augmented=1.0)
-    plain = JsonLinesDataset(Path(plan.data), processor)
+    data = JsonLinesDataset(Path(plan.data), processor, build_example, augmented=1.0)
+    plain = JsonLinesDataset(Path(plan.data), processor, build_example)
     once, again, later = data[1], data[1], data[1 + len(data)]
     assert torch.equal(once.clips[0].mel, again.clips[0].mel)
     assert once.clips[0].mel.shape != later.clips[0].mel.shape

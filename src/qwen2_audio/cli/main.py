@@ -18,6 +18,7 @@ from qwen2_audio.cli.download import download
 from qwen2_audio.cli.info import info
 from qwen2_audio.cli.render import render
 from qwen2_audio.cli.terminal import tidy_ends
+from qwen2_audio.cli.train import train
 from qwen2_audio.cli.transcribe import transcribe
 
 
@@ -53,6 +54,7 @@ app.command()(transcribe)
 app.command()(render)
 app.command()(download)
 app.command()(info)
+app.command()(train)
 app.add_typer(data, name="data")
 app.command()(bench)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from qwen2_audio.processing.mel import Clip
 from qwen2_audio.training.datasets import Example
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +22,32 @@ class Pack:
     Attributes:
         ids: int64 [tokens].
         lengths: tokens of each example.
-        clips: all recordings, in order.
+        clips: all recordings, in order, each once.
+        hears: for each recording that the ids hold, in order, which of the clips it is.
         spoken: for each recording the tokens said in it, [] where they are not known.
         predict_at: int64 [targets], positions whose logits are wanted.
         targets: int64 [targets], the tokens that follow them.
+        positions: of pairs: where in the data each stands.
     """
 
     ids: Tensor
     lengths: list[int]
     clips: list[Clip]
+    hears: list[int]
     spoken: list[list[int]]
     predict_at: Tensor
     targets: Tensor
+    positions: list[int] = field(default_factory=list)
+
+    @property
+    def sequence_of_targets(self) -> Tensor:
+        """int64 [targets], the example to which each target belongs."""
+        return torch.bucketize(self.predict_at, torch.tensor(self.lengths).cumsum(0), right=True)
+
+    @property
+    def targets_of_sequences(self) -> Tensor:
+        """int64 [examples], how many targets each has."""
+        return torch.bincount(self.sequence_of_targets, minlength=len(self.lengths))
 
 
 def pack(examples: Sequence[Example]) -> Pack:
@@ -43,18 +60,37 @@ def pack(examples: Sequence[Example]) -> Pack:
     tokens, predict_at = torch.tensor(ids), torch.tensor(at, dtype=torch.int64)
     clips = [clip for example in examples for clip in example.clips]
     spoken = [example.spoken for example in examples for _ in example.clips]
-    return Pack(tokens, [len(e.ids) for e in examples], clips, spoken, predict_at, tokens[predict_at + 1])
+    lengths, hears = [len(e.ids) for e in examples], list(range(len(clips)))
+    return Pack(tokens, lengths, clips, hears, spoken, predict_at, tokens[predict_at + 1])
 
 
-def pack_by_tokens(examples: Iterable[Example], limit: int) -> Iterator[list[Example]]:
-    """Group examples, in order, into lists of at most `limit` tokens (an example above it stands alone)."""
-    group: list[Example] = []
+def pack_pairs(pairs: Sequence[tuple[int, Example, Example]]) -> Pack:
+    """Lay pairs of examples with the same clips end to end (first, second, first, second, ...); each clip is kept once.
+
+    Args:
+        pairs: where in the data it stands, and both examples.
+    """
+    whole = pack([example for _, *both in pairs for example in both])
+    clips: list[Clip] = []
+    spoken: list[list[int]] = []
+    hears: list[int] = []
+    for _, first, _ in pairs:
+        own = list(range(len(clips), len(clips) + len(first.clips)))
+        hears += own + own
+        clips += first.clips
+        spoken += [first.spoken] * len(first.clips)
+    return replace(whole, clips=clips, hears=hears, spoken=spoken, positions=[position for position, *_ in pairs])
+
+
+def pack_by_tokens(items: Iterable[Item], limit: int, size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Group items, in order, into lists of at most `limit` tokens (one above it stands alone)."""
+    group: list[Item] = []
     size = 0
-    for example in examples:
-        if group and size + len(example.ids) > limit:
+    for item in items:
+        if group and size + size_of(item) > limit:
             yield group
             group, size = [], 0
-        group.append(example)
-        size += len(example.ids)
+        group.append(item)
+        size += size_of(item)
     if group:
         yield group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ class TrainConfig:
     """One run.
 
     Attributes:
+        stage: "pretrain", "sft" (both learn the next token) or "dpo" (learns from pairs of answers).
         model: checkpoint folder to start from.
         start: safetensors file with tensors that replace the model's first (the projector's closed form), or "".
         data: JSON-lines file; see `qwen2_audio.training.datasets`.
@@ -25,6 +27,8 @@ class TrainConfig:
         lora: regular expression of the linear layers that get a LoRA correction, "" for none.
         spoken_weight: weight of `SpokenTokenLoss` beside the next-token loss, 0 for none; it needs rows with "spoken".
         augmented: share of the recordings that are changed at random, each time anew; see `training.augment`.
+        dpo_beta: how closely "dpo" keeps to the reference; greater is closer.
+        dpo_sft_weight: weight of the chosen answers' own next-token loss beside it.
         batch_tokens: tokens in one step's pack, on each process.
         steps: optimizer steps; the data is read in order and again from its start when it ends.
         minutes: when above 0, the schedule follows the clock and the run ends after so many minutes of training.
@@ -32,12 +36,14 @@ class TrainConfig:
         device: "auto", "cpu", "cuda", ...
         precision: of products and activations (weights that learn stay in float32): "float32", "bfloat16" (autocast),
             or "auto": bfloat16 where the device multiplies it natively.
+        resume: "auto": go on where the run in `out` was stopped; "never": refuse a folder that holds one.
         workers: threads that read and prepare recordings ahead of the model; 0: none.
     """
 
     model: str
     data: str
     out: str
+    stage: str = "pretrain"
     start: str = ""
     train: str = r"multi_modal_projector\..*"
     lora: str = LANGUAGE_LAYERS
@@ -50,6 +56,8 @@ class TrainConfig:
     warmup: float = 0.02
     spoken_weight: float = 0.0
     augmented: float = 0.0
+    dpo_beta: float = 0.1
+    dpo_sft_weight: float = 0.0
     batch_tokens: int = 1536
     steps: int = 1000
     minutes: float = 0.0
@@ -57,6 +65,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    resume: str = "auto"
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -66,31 +75,47 @@ class TrainConfig:
             if not isinstance(value, kinds[str(field.type)]) or isinstance(value, bool):
                 hint = " (YAML takes 1e-3 for a text; write 1.0e-3)" if field.type == "float" else ""
                 raise UsageError(f"{field.name} must be of type {field.type}, got {value!r}{hint}")
-        for name in ("lora_rank", "batch_tokens", "steps", "save_every", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.minutes < 0:
-            raise UsageError(f"minutes must be at least 0, got {self.minutes}")
-        if self.spoken_weight < 0:
-            raise UsageError(f"spoken_weight must be at least 0, got {self.spoken_weight}")
-        if not 0 <= self.augmented <= 1:
-            raise UsageError(f"augmented is a share, 0 to 1, got {self.augmented}")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise UsageError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
-        if not 0 <= self.warmup < 1:
-            raise UsageError(f"warmup is a share of the run, at least 0 and below 1, got {self.warmup}")
+        for name in ("lora_rank", "batch_tokens", "steps", "save_every", "clip_norm", "dpo_beta"):
+            _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for name in ("minutes", "spoken_weight", "dpo_sft_weight", "workers"):
+            _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name, known in _CHOICES.items():
+            _check(getattr(self, name) in known, name, f"one of {', '.join(known)}", getattr(self, name))
+        _check(0 <= self.warmup < 1, "warmup", "a share of the run, at least 0 and below 1", self.warmup)
+        _check(0 <= self.augmented <= 1, "augmented", "a share, 0 to 1", self.augmented)
 
 
-def load_train_config(path: Path) -> TrainConfig:
-    """Read a YAML file; an unknown key is an error that names the nearest valid one."""
+def _check(valid: bool, name: str, rule: str, got: object) -> None:
+    if not valid:
+        raise UsageError(f"{name} must be {rule}, got {got!r}")
+
+
+_CHOICES = {
+    "stage": ("pretrain", "sft", "dpo"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "resume": ("auto", "never"),
+}
+
+
+def load_train_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file; an unknown key is an error that names the nearest valid one.
+
+    Args:
+        changes: `key=value` texts that replace what the file says; values are read as YAML.
+    """
     import yaml
 
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise UsageError(f"{path} must hold `name: value` lines")
+        for change in changes:
+            key, equals, value = change.partition("=")
+            if not equals:
+                raise UsageError(f"{change!r} changes nothing; write key=value")
+            values[key] = "" if not value else yaml.safe_load(value)
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the training configuration {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} must hold `name: value` lines")
     known = {field.name: field for field in fields(TrainConfig)}
     for key in values:
         if key not in known:

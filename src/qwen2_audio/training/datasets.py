@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -44,41 +44,63 @@ class Example:
     spoken: list[int] = field(default_factory=list)
 
 
-class JsonLinesDataset:
+Built = TypeVar("Built", covariant=True)
+
+
+class Build(Protocol[Built]):
+    """`build_example` or `build_pair`."""
+
+    def __call__(
+        self, row: Mapping[str, Any], folder: Path, processor: Processor, change: np.random.Generator | None
+    ) -> Built:
+        """One row to what is learnt from it."""
+
+
+class JsonLinesDataset(Generic[Built]):
     """The examples of one JSON-lines file, built when asked for.
 
     Args:
+        build: what becomes of a row.
         augmented: share of the recordings that are changed at random, each time anew; see `augment`.
         seed: of those changes.
     """
 
-    def __init__(self, path: Path, processor: Processor, *, augmented: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, path: Path, processor: Processor, build: Build[Built], *, augmented: float = 0.0, seed: int = 0
+    ) -> None:
         self.path = path
-        self._processor = processor
+        self._processor, self._build = processor, build
         self._augmented, self._seed = augmented, seed
         try:
-            self._lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(f"cannot read the training data {path}: {reason}") from error
+        self._lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        if not self._lines:
+            raise UsageError(f"{path} holds no rows")
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    def __getitem__(self, position: int) -> Example:
+    def __getitem__(self, position: int) -> Built:
         """The example at `position`, which counts on over the end of the file into its next repetition."""
-        index = position % len(self)
+        number, line = self._lines[position % len(self)]
         rng = np.random.default_rng((self._seed, position))
         change = rng if rng.random() < self._augmented else None
         try:
-            return build_example(json.loads(self._lines[index]), self.path.parent, self._processor, change)
+            return self._build(json.loads(line), self.path.parent, self._processor, change)
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{self.path}, line {index + 1}: {error}") from error
+            raise UsageError(f"{self.path}, line {number}: {error}") from error
+
+    def lines(self, positions: Iterable[int]) -> list[int]:
+        """Line numbers in the file, from 1, of positions."""
+        return [self._lines[position % len(self)][0] for position in positions]
 
     def spoken_vocabulary(self, most: int) -> list[int]:
         """The `most` most frequent tokens among all that is known to be said."""
         counts: Counter[int] = Counter()
-        for line in self._lines:
+        for _, line in self._lines:
             if text := json.loads(line).get("spoken"):
                 counts.update(spoken_tokens(text, self._processor))
         return [token for token, _ in counts.most_common(most)]

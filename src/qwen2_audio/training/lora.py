@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,11 +22,14 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scale = scale
+        self.active = True
         self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
         self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.active:
+            return linear(x.to(self.base.weight.dtype), self.base.weight, self.base.bias)
         base, B = self.base, self.lora_B * self.scale
         return _LoraProduct.apply(x, base.weight, base.bias, self.lora_A, B)  # type: ignore[no-untyped-call]
 
@@ -63,6 +68,24 @@ def add_lora(model: nn.Module, pattern: str, rank: int, scale: float) -> list[st
         layer = getattr(parent, child)
         setattr(parent, child, LoraLinear(layer, rank, scale))
     return names
+
+
+def is_lora(name: str) -> bool:
+    """Whether a parameter's name is that of a LoRA matrix."""
+    return name.endswith((".lora_A", ".lora_B"))
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """The model as it was before LoRA, for as long as the block runs."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    for layer in layers:
+        layer.active = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.active = True
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

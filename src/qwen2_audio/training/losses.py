@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, ctc_loss, normalize
+from torch.nn.functional import cross_entropy, ctc_loss, logsigmoid, normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from qwen2_audio.config import audio_tokens
@@ -31,7 +31,29 @@ def hear(model: Qwen2Audio, batch: Pack) -> Tensor | None:
     frozen = not any(p.requires_grad for p in model.audio_tower.parameters())
     with torch.set_grad_enabled(not frozen):
         states = model.audio_tower(mels, frames)
-    return model.multi_modal_projector(states)
+    audio = model.multi_modal_projector(states)
+    if batch.hears == list(range(len(batch.clips))):
+        return audio
+    parts = audio.split([audio_tokens(clip.frames) for clip in batch.clips])
+    return torch.cat([parts[clip] for clip in batch.hears])
+
+
+def answer_log_probs(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
+    """Log-probability, in nats, of all that is learnt in each sequence of a pack: float32 [sequences]."""
+    ids, at, targets, owners = (
+        tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets, batch.sequence_of_targets)
+    )
+    logits = model(ids, batch.lengths, audio, logits_at=at)
+    of_targets = -cross_entropy(logits.float(), targets, reduction="none")
+    return of_targets.new_zeros(len(batch.lengths)).index_add(0, owners, of_targets)
+
+
+def preference_loss(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
+) -> Tensor:
+    """-log sigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected))), [pairs], of log-probabilities
+    [pairs] (direct preference optimisation, Rafailov et al. 2023, equation 7)."""
+    return -logsigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected)))
 
 
 class SpokenTokenLoss:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ from qwen2_audio.checkpoints.load import load_config, load_model
 from qwen2_audio.errors import UsageError
 from qwen2_audio.processing.processor import load_processor
 from qwen2_audio.runtime import choose_runtime, has_native_bfloat16
-from qwen2_audio.training.collate import Pack, pack, pack_by_tokens
+from qwen2_audio.training.collate import Pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
-from qwen2_audio.training.datasets import Example, JsonLinesDataset
-from qwen2_audio.training.lora import LoraLinear, add_lora, trained_state
-from qwen2_audio.training.losses import SpokenTokenLoss, hear, next_token_loss
+from qwen2_audio.training.lora import LoraLinear, add_lora, is_lora, trained_state
+from qwen2_audio.training.signals import stop_signals
+from qwen2_audio.training.stages import make_stage
 
 STATE, RESULT, LOG = "state.pt", "trained.safetensors", "log.jsonl"
+MAY_CHANGE = frozenset("steps minutes save_every workers device out resume learning_rate lora_learning_rate".split())
+"""What a resumed run may set anew; anything else would make it another run."""
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
@@ -73,16 +76,8 @@ class Trainer:
         if not self.parameters:
             raise UsageError(f"nothing to train: neither train={config.train!r} nor lora={config.lora!r} matches")
         self.optimizer = _optimizer(self.model, config)
-        processor = load_processor(folder, load_config(folder))
-        self.dataset = JsonLinesDataset(Path(config.data), processor, augmented=config.augmented, seed=config.seed)
-        if not len(self.dataset):
-            raise UsageError(f"{config.data} holds no rows")
-        self.spoken_loss: SpokenTokenLoss | None = None
-        if config.spoken_weight:
-            vocabulary = self.dataset.spoken_vocabulary(2048)
-            if not vocabulary:
-                raise UsageError(f'spoken_weight needs rows with "spoken", and {config.data} has none')
-            self.spoken_loss = SpokenTokenLoss(self.model.language_model.model.embed_tokens.weight, vocabulary)
+        self.stage = make_stage(config, self.model, load_processor(folder, load_config(folder)), say)
+        self.asked_to_stop = False
         self.step, self.seconds, self.cursor = 0, 0.0, self.rank
         self._resume()
 
@@ -95,27 +90,54 @@ class Trainer:
             raise UsageError(f"{path} holds tensors that the model does not have: {', '.join(unknown[:5])}")
 
     def run(self) -> Path:
-        """Train to the end of the schedule."""
-        batches = self._batches()
-        while self.progress < 1:
-            started = time.monotonic()
-            row = self._one_step(next(batches))
-            took = torch.tensor(time.monotonic() - started, device=self.device)
-            if self.world > 1:  # the clock steers the schedule, so all must read the same one
-                dist.all_reduce(took, dist.ReduceOp.MAX)
-            self.seconds += float(took)
-            self.step += 1
-            if self.rank == 0:
-                self._log({"step": self.step, **row, "seconds": round(self.seconds, 1), "row": self.cursor})
-            if self.step % self.config.save_every == 0:
-                self._save()
-        self._save()
+        """Train to the end of the schedule, or until told to stop (SIGTERM, Ctrl-C): then the state is saved first.
+
+        Raises:
+            UsageError: the loss is no number any more; the last saved state stays.
+            KeyboardInterrupt: it was stopped.
+        """
+        with stop_signals(self._stop):
+            self._train()
         result = self.out / RESULT
         if self.rank == 0:
             trained = {name: tensor.cpu() for name, tensor in trained_state(self.model).items()}
-            state = {name: t.half() if ".lora_" in name else t for name, t in trained.items()}
+            state = {name: t.half() if is_lora(name) else t for name, t in trained.items()}
             save_file(state, result, metadata={"lora_scale": str(self.config.lora_scale)})
         return result
+
+    def _stop(self) -> None:
+        self.asked_to_stop = True
+
+    def _train(self) -> None:
+        batches = self._batches()
+        while self.progress < 1:
+            first = self.cursor
+            started = time.monotonic()
+            row = self._one_step(next(batches))
+            if row is None:
+                lines = self.stage.dataset.lines(range(first, self.cursor, self.world))
+                raise UsageError(
+                    f"the loss is no number any more at step {self.step + 1} (this process read the lines {lines} of "
+                    f"{self.config.data}); lower the learning rates, and run again to go on from the last saved state"
+                )
+            took, stopping = self._agree(time.monotonic() - started)
+            self.seconds += took
+            self.step += 1
+            if self.rank == 0:
+                self._log({"step": self.step, **row, "seconds": round(self.seconds, 1), "row": self.cursor})
+            if stopping or self.step % self.config.save_every == 0:
+                self._save()
+            if stopping:
+                self.say(f"stopped after step {self.step}, saved; run it again to go on")
+                raise KeyboardInterrupt
+        self._save()
+
+    def _agree(self, took: float) -> tuple[float, bool]:
+        """The clock steers the schedule, and a signal may reach one process first: all go by the greatest of either."""
+        both = torch.tensor([took, float(self.asked_to_stop)], device=self.device)
+        if self.world > 1:
+            dist.all_reduce(both, dist.ReduceOp.MAX)
+        return float(both[0]), bool(both[1])
 
     @property
     def progress(self) -> float:
@@ -124,50 +146,54 @@ class Trainer:
             return min(self.seconds / 60 / self.config.minutes, 1.0)
         return min(self.step / self.config.steps, 1.0)
 
-    def _examples(self) -> Iterator[Example]:
-        """The examples of this process from `cursor` on, which always points at the next one to be used."""
+    def _items(self) -> Iterator[Any]:
+        """The items of this process from `cursor` on, which always points at the next one to be used."""
         with ThreadPoolExecutor(max(self.config.workers, 1)) as pool:
-            ahead: deque[Future[Example]] = deque()
+            ahead: deque[Future[Any]] = deque()
             nearest = self.cursor
             while True:
                 while len(ahead) < 4 * self.config.workers:
-                    ahead.append(pool.submit(self.dataset.__getitem__, nearest))
+                    ahead.append(pool.submit(self.stage.item, nearest))
                     nearest += self.world
-                yield ahead.popleft().result() if ahead else self.dataset[self.cursor]
+                yield ahead.popleft().result() if ahead else self.stage.item(self.cursor)
                 self.cursor += self.world
 
     def _batches(self) -> Iterator[Pack]:
-        return (pack(group) for group in pack_by_tokens(self._examples(), self.config.batch_tokens))
+        groups = pack_by_tokens(self._items(), self.config.batch_tokens, self.stage.size)
+        return (self.stage.pack(group) for group in groups)
 
-    def _one_step(self, batch: Pack) -> dict[str, float]:
+    def _one_step(self, batch: Pack) -> dict[str, float] | None:
+        """One optimizer step; what it showed, or None when the loss is no number (then nothing was changed)."""
         factor = _schedule(self.progress, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            audio = hear(self.model, batch)
-            loss = next_token_loss(self.model, batch, audio)
-        spoken = torch.zeros((), device=self.device)
-        if self.spoken_loss is not None and audio is not None:
-            spoken = self.spoken_loss(audio, batch)
-        (loss + self.config.spoken_weight * spoken).backward()
-        counts = [len(batch.targets), len(batch.ids), sum(map(len, batch.spoken))]
-        sums = torch.tensor([float(loss.detach()), *counts, float(spoken.detach())], device=self.device)
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+            sums = self.stage.sums(self.model, batch)
+        sums.objective.backward()
+        numbers = [float(sums.objective.detach()), sums.count, len(batch.ids), *chain(*sums.shown.values())]
+        totals = torch.tensor(numbers, device=self.device, dtype=torch.float64)
         if self.world > 1:
-            dist.all_reduce(sums)
-            flat = torch.cat([grad.flatten() for grad in grads])
-            dist.all_reduce(flat)
-            for parameter, part in zip(self.parameters, flat.split([g.numel() for g in grads]), strict=True):
-                parameter.grad = part.view_as(parameter)
+            dist.all_reduce(totals)
+            self._add_up_gradients()
+        if not bool(totals.isfinite().all()):
+            return None
+        _, count, tokens, *shown = totals.tolist()
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad /= sums[1]
+                parameter.grad /= count
         nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
-        total, targets, tokens, said, total_spoken = sums.tolist()
-        row = {"loss": round(total / targets, 4), "targets": int(targets), "tokens": int(tokens)}
-        return row if self.spoken_loss is None else row | {"spoken": round(total_spoken / max(said, 1), 4)}
+        means = [total / max(number, 1) for total, number in zip(shown[0::2], shown[1::2], strict=True)]
+        row = {name: round(mean, 4) for name, mean in zip(sums.shown, means, strict=True)}
+        return row | {"targets": int(count), "tokens": int(tokens)}
+
+    def _add_up_gradients(self) -> None:
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat)
+        for parameter, part in zip(self.parameters, flat.split([g.numel() for g in grads]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def _log(self, row: dict[str, Any]) -> None:
         with (self.out / LOG).open("a") as log:
@@ -194,7 +220,16 @@ class Trainer:
         path = self._state_path()
         if not path.exists():
             return
+        if self.config.resume == "never":
+            raise UsageError(f"{self.out} holds a run already; give another out, or resume=auto to go on with it")
         state = torch.load(path, weights_only=True, map_location=self.device)
+        now = asdict(self.config)
+        for key, value in state["config"].items():
+            if key not in MAY_CHANGE and now[key] != value:
+                raise UsageError(
+                    f"the run in {self.out} was started with {key}={value!r}, not {now[key]!r}; "
+                    "go on with that, or give another out"
+                )
         self.model.load_state_dict(state["trained"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.cursor = state["step"], state["seconds"], state["cursor"]
@@ -213,8 +248,8 @@ def _join_world() -> tuple[int, int]:
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    lora = [p for name, p in named if ".lora_" in name]
-    whole = [p for name, p in named if ".lora_" not in name]
+    lora = [p for name, p in named if is_lora(name)]
+    whole = [p for name, p in named if not is_lora(name)]
     groups = [(lora, config.lora_learning_rate), (whole, config.learning_rate)]
     settings = [{"params": params, "lr": 0.0, "peak": rate} for params, rate in groups if params]
     return torch.optim.AdamW(settings, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)

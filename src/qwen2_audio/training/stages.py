@@ -1,0 +1,169 @@
+"""What a stage of training is: its examples, how they are packed, and the loss. Everything else is the trainer's.
+
+Pre-training and supervised fine-tuning learn the next token and differ in their data alone: the base model's bare prompts, or
+conversations. Direct preference optimisation (Rafailov et al. 2023) learns from pairs of answers to the same question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qwen2_audio.errors import UsageError
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.processing.processor import Processor
+from qwen2_audio.training.collate import Pack, pack, pack_pairs
+from qwen2_audio.training.config import TrainConfig
+from qwen2_audio.training.datasets import Example, JsonLinesDataset, build_example, build_pair
+from qwen2_audio.training.lora import is_lora, without_lora
+from qwen2_audio.training.losses import SpokenTokenLoss, answer_log_probs, hear, next_token_loss, preference_loss
+
+SPOKEN_VOCABULARY = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What one process contributes to a step.
+
+    Attributes:
+        objective: what is descended, a sum over targets or pairs.
+        count: how many of them; the step divides by those of all processes.
+        shown: for the log, each value as (sum, how many it is the sum of).
+    """
+
+    objective: Tensor
+    count: int
+    shown: dict[str, tuple[float, int]]
+
+
+class Stage(Protocol):
+    """`Item` is whatever a position of the data gives; the trainer only passes it on."""
+
+    dataset: JsonLinesDataset[Any]
+
+    def item(self, position: int) -> Any:
+        """What stands at a position of the data, which counts on over its end into its next repetition."""
+
+    def size(self, item: Any) -> int:
+        """Tokens that the item takes in a pack."""
+
+    def pack(self, items: Sequence[Any]) -> Pack:
+        """Items to one batch."""
+
+    def sums(self, model: Qwen2Audio, batch: Pack) -> Sums:
+        """The loss of a batch."""
+
+
+class NextToken:
+    """Pre-training and supervised fine-tuning."""
+
+    def __init__(self, config: TrainConfig, model: Qwen2Audio, processor: Processor) -> None:
+        self.dataset = JsonLinesDataset(
+            Path(config.data), processor, build_example, augmented=config.augmented, seed=config.seed
+        )
+        self._weight = config.spoken_weight
+        self._spoken: SpokenTokenLoss | None = None
+        if config.spoken_weight:
+            vocabulary = self.dataset.spoken_vocabulary(SPOKEN_VOCABULARY)
+            if not vocabulary:
+                raise UsageError(f'spoken_weight needs rows with "spoken", and {config.data} has none')
+            self._spoken = SpokenTokenLoss(model.language_model.model.embed_tokens.weight, vocabulary)
+
+    def item(self, position: int) -> Example:
+        return self.dataset[position]
+
+    def size(self, item: Example) -> int:
+        return len(item.ids)
+
+    def pack(self, items: Sequence[Example]) -> Pack:
+        return pack(items)
+
+    def sums(self, model: Qwen2Audio, batch: Pack) -> Sums:
+        audio = hear(model, batch)
+        loss = next_token_loss(model, batch, audio)
+        shown = {"loss": (float(loss.detach()), len(batch.targets))}
+        if self._spoken is not None:
+            spoken = self._spoken(audio, batch) if audio is not None else loss.new_zeros(())
+            shown["spoken"] = (float(spoken.detach()), sum(map(len, batch.spoken)))
+            loss = loss + self._weight * spoken
+        return Sums(loss, len(batch.targets), shown)
+
+
+class Preference:
+    """Direct preference optimisation. A clip is encoded once for both answers.
+
+    The reference is the model as it was: where only LoRA learns, the same model without it; else its log-probabilities,
+    computed once before the first step and kept beside the run.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: Qwen2Audio, processor: Processor, say: Callable[[str], None]
+    ) -> None:
+        self.dataset = JsonLinesDataset(
+            Path(config.data), processor, build_pair, augmented=config.augmented, seed=config.seed
+        )
+        self._beta, self._sft_weight = config.dpo_beta, config.dpo_sft_weight
+        self._kept: dict[int, list[float]] | None = None
+        if not all(is_lora(name) for name, p in model.named_parameters() if p.requires_grad):
+            if config.augmented:
+                raise UsageError("augmented needs a reference that hears the same; set it to 0, or train only LoRA")
+            self._kept = self._reference(model, Path(config.out) / "reference.jsonl", say)
+
+    def item(self, position: int) -> tuple[int, Example, Example]:
+        return position, *self.dataset[position]
+
+    def size(self, item: tuple[int, Example, Example]) -> int:
+        return len(item[1].ids) + len(item[2].ids)
+
+    def pack(self, items: Sequence[tuple[int, Example, Example]]) -> Pack:
+        return pack_pairs(items)
+
+    def sums(self, model: Qwen2Audio, batch: Pack) -> Sums:
+        learnt = answer_log_probs(model, batch, hear(model, batch))
+        if self._kept is None:
+            with torch.no_grad(), without_lora(model):
+                reference = answer_log_probs(model, batch, hear(model, batch))
+        else:
+            rows = [position % len(self.dataset) for position in batch.positions]
+            reference = torch.tensor([self._kept[row] for row in rows], device=learnt.device).flatten()
+        chosen, rejected = learnt[0::2], learnt[1::2]
+        losses = preference_loss(chosen, rejected, reference[0::2], reference[1::2], self._beta)
+        margins = self._beta * ((chosen - reference[0::2]) - (rejected - reference[1::2])).detach()
+        pairs = len(losses)
+        shown = {
+            "loss": (float(losses.detach().sum()), pairs),
+            "margin": (float(margins.sum()), pairs),
+            "accuracy": (float((margins > 0).sum()), pairs),
+        }
+        objective = losses.sum()
+        if self._sft_weight:
+            tokens = batch.targets_of_sequences[0::2].to(chosen.device)
+            objective = objective - self._sft_weight * (chosen / tokens).sum()
+        return Sums(objective, pairs, shown)
+
+    def _reference(self, model: Qwen2Audio, path: Path, say: Callable[[str], None]) -> dict[int, list[float]]:
+        """Log-probabilities of both answers of every row, read from `path` as far as they are there."""
+        kept: dict[int, list[float]] = {}
+        if path.exists():
+            kept = {row: values for row, *values in map(json.loads, path.read_text().splitlines())}
+        with path.open("a") as file, torch.no_grad():
+            for row in range(len(kept), len(self.dataset)):
+                batch = self.pack([self.item(row)])
+                kept[row] = answer_log_probs(model, batch, hear(model, batch)).tolist()
+                file.write(json.dumps([row, *kept[row]]) + "\n")
+                if row % 100 == 0:
+                    say(f"reference: {row} of {len(self.dataset)} rows")
+        return kept
+
+
+def make_stage(config: TrainConfig, model: Qwen2Audio, processor: Processor, say: Callable[[str], None]) -> Stage:
+    """The stage that the configuration names."""
+    if config.stage == "dpo":
+        return Preference(config, model, processor, say)
+    return NextToken(config, model, processor)
