@@ -1,6 +1,7 @@
 """Documents run: snippets, examples, configurations and every path they name."""
 
 import functools
+import json
 import re
 import runpy
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import qwen2_audio
 from qwen2_audio import DownloadError
 from qwen2_audio.training.config import load_train_config
+from qwen2_audio.training.rows import parse_row
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
@@ -110,6 +112,12 @@ def test_examples_are_short_and_listed(example: Path) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=relative)
 def test_configurations_parse(config: Path) -> None:
     assert load_train_config(config).out.startswith("runs/")
+
+
+def test_rows_in_documents_are_rows() -> None:
+    blocks = [code for document in DOCUMENTS for language, code in fences(document) if language == "json"]
+    rows = [json.loads(line) for code in blocks for line in code.splitlines()]
+    assert {type(parse_row(row, ROOT)).__name__ for row in rows} == {"ChatRow", "BareRow", "PreferenceRow"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from qwen2_audio.checkpoints.load import load_model
-from qwen2_audio.checkpoints.mini import merge_trained
+from qwen2_audio.checkpoints.merge import merge_trained
 from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor

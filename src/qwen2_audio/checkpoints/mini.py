@@ -16,10 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from tokenizers import AddedToken
-from torch import Tensor
 
+from qwen2_audio.checkpoints.merge import merge_trained
 from qwen2_audio.checkpoints.mini_parts import CTranslate2Encoder, GgufLanguageModel
 from qwen2_audio.checkpoints.save import save, write_json
 from qwen2_audio.config import Qwen2AudioConfig
@@ -166,18 +165,3 @@ def _build(config: Qwen2AudioConfig, language: GgufLanguageModel, encoder: CTran
         model = Qwen2Audio(config)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
-
-
-def merge_trained(model: Qwen2Audio, path: Path) -> None:
-    """Put our trained part into `model`: whole tensors replace, `NAME.lora_A` and `NAME.lora_B` are added as
-    scale * B @ A (the scale is in the file's metadata)."""
-    state = model.state_dict()
-    with safe_open(path, framework="pt") as file:
-        scale = float(file.metadata()["lora_scale"])
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    for name, tensor in tensors.items():
-        if name.endswith(".lora_A"):
-            target = name.removesuffix(".lora_A")
-            state[f"{target}.weight"] += scale * (tensors[f"{target}.lora_B"] @ tensor)
-        elif not name.endswith(".lora_B"):
-            state[name].copy_(tensor)

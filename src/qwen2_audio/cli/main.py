@@ -16,6 +16,7 @@ from qwen2_audio.cli.chat import chat
 from qwen2_audio.cli.data import data
 from qwen2_audio.cli.download import download
 from qwen2_audio.cli.info import info
+from qwen2_audio.cli.merge import merge
 from qwen2_audio.cli.render import render
 from qwen2_audio.cli.terminal import tidy_ends
 from qwen2_audio.cli.train import train
@@ -55,6 +56,7 @@ app.command()(render)
 app.command()(download)
 app.command()(info)
 app.command()(train)
+app.command()(merge)
 app.add_typer(data, name="data")
 app.command()(bench)
 

@@ -19,7 +19,7 @@ class TrainConfig:
 
     Attributes:
         stage: "pretrain", "sft" (both learn the next token) or "dpo" (learns from pairs of answers).
-        model: checkpoint folder to start from.
+        model: the checkpoint to start from: a folder or any name that `load` takes.
         start: safetensors file with tensors that replace the model's first (the projector's closed form), or "".
         data: JSON-lines file; see `qwen2_audio.training.datasets`.
         out: folder for the run's state, log and result.

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from qwen2_audio.checkpoints.hub import find_checkpoint
 from qwen2_audio.checkpoints.load import load_config, load_model
 from qwen2_audio.errors import UsageError
 from qwen2_audio.processing.processor import load_processor
@@ -41,7 +42,7 @@ MAY_CHANGE = frozenset("steps minutes save_every workers device out resume learn
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
-    """Run or resume a training run; returns the file with what was trained (see `checkpoints.mini.merge_trained`)."""
+    """Run or resume a training run; returns the file with what was trained (see `checkpoints.merge.merge_trained`)."""
     return Trainer(config, say).run()
 
 
@@ -54,7 +55,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.out = Path(config.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        folder = Path(config.model)
+        folder = find_checkpoint(config.model)
         self.device = choose_runtime(config.device).device
         if self.device.type == "cuda" and self.world > 1:
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
