@@ -93,11 +93,9 @@ def main() -> None:
     for audio, row in load(args.ask):
         if row["text"] in kept_back:
             continue
-        kind = rng.random()
-        if kind < 0.3:
+        rest.append(answer(audio, row, rng))
+        if rng.random() < 0.3:
             rest.append(transcription(audio, row["text"], rng))
-        else:
-            rest.append(answer(audio, row, rng))
         if rng.random() < 0.12:
             rest.append(written(row))
     rng.shuffle(rest)

@@ -22,11 +22,12 @@ from qwen2_audio.processing.chat_template import render
 from qwen2_audio.processing.conversation import Conversation
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.processing.tokenizer import CONTROL_TOKENS, IM_END
+from qwen2_audio.training import losses
 from qwen2_audio.training.collate import pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.datasets import Example, JsonLinesDataset, _chat_pieces, build_example
 from qwen2_audio.training.losses import hear, next_token_loss
-from tests.tiny import AUDIO_ID, END_OF_TEXT_ID, sound
+from tests.tiny import AUDIO_ID, END_OF_TEXT_ID, sound, tiny_model
 
 MESSAGES: list[dict[str, Any]] = [
     {
@@ -221,6 +222,18 @@ def test_loss_of_a_pack_is_the_sum(processor: Processor, model: Qwen2Audio, data
         together = loss_of(model, several)
         alone = torch.stack([loss_of(model, [example]) for example in several]).sum()
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+
+
+def test_the_head_in_chunks_is_the_head(processor: Processor, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model().requires_grad_(True)
+    batch = pack([build_example({"messages": MESSAGES}, data, processor)] * 2)
+    whole = next_token_loss(model, batch, hear(model, batch))
+    expected = torch.autograd.grad(whole, list(model.language_model.parameters()))
+    monkeypatch.setattr(losses, "HEAD_CHUNK", 7)
+    chunked = next_token_loss(model, batch, hear(model, batch))
+    torch.testing.assert_close(chunked, whole)
+    for a, b in zip(torch.autograd.grad(chunked, list(model.language_model.parameters())), expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_loss_without_recordings_or_targets(model: Qwen2Audio) -> None:

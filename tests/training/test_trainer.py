@@ -153,6 +153,18 @@ def test_every_repetition_is_augmented_anew(plan: TrainConfig, processor: Proces
     assert torch.equal(plain[1].clips[0].mel, plain[1 + len(plain)].clips[0].mel)
 
 
+def test_recomputing_changes_nothing_but_the_memory(plan: TrainConfig) -> None:
+    encoder = r"(audio_tower|language_model\.model)\.layers\.\d+\.(fc1|mlp\.up_proj)"
+    a, b = (
+        load_file(
+            train(replace(plan, steps=4, lora=encoder, recompute=recompute, out=f"{plan.out}-{recompute}"), silent)
+        )
+        for recompute in (False, True)
+    )
+    for name, tensor in a.items():
+        torch.testing.assert_close(b[name], tensor, atol=1e-6, rtol=0)
+
+
 def test_only_what_is_asked_for_is_trained(plan: TrainConfig) -> None:
     trainer = Trainer(replace(plan, lora="", train=r"multi_modal_projector\.linear\.bias"), silent)
     assert [n for n, p in trainer.model.named_parameters() if p.requires_grad] == ["multi_modal_projector.linear.bias"]

@@ -6,21 +6,38 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, ctc_loss, logsigmoid, normalize
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from qwen2_audio.config import audio_tokens
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.training.collate import Pack
 
+HEAD_CHUNK = 256
+"""Targets whose logits exist at once: with a vocabulary of 156,032, all of them would be most of a step's memory."""
 
-def next_token_loss(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
-    """Sum of the cross-entropies of all targets of a pack, in nats; the head runs on those positions only.
+
+def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
+    """Cross-entropy of every target of a pack, float32 [targets], in nats. The head runs on those positions only, a chunk
+    at a time, and again in the backward pass.
 
     Args:
         audio: what `hear` gives for the pack.
     """
     ids, at, targets = (tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets))
-    logits = model(ids, batch.lengths, audio, logits_at=at)
-    return cross_entropy(logits.float(), targets, reduction="sum")
+    hidden = model.language_model.model(model.embed(ids, audio), batch.lengths)[at]
+
+    def losses(part: Tensor, wanted: Tensor) -> Tensor:
+        return cross_entropy(model.language_model.lm_head(part).float(), wanted, reduction="none")
+
+    if len(targets) <= HEAD_CHUNK:
+        return losses(hidden, targets)
+    parts = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
+    return torch.cat([checkpoint(losses, part, wanted, use_reentrant=False) for part, wanted in parts])
+
+
+def next_token_loss(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
+    """Sum of the cross-entropies of all targets of a pack, in nats."""
+    return target_losses(model, batch, audio).sum()
 
 
 def hear(model: Qwen2Audio, batch: Pack) -> Tensor | None:
@@ -40,12 +57,9 @@ def hear(model: Qwen2Audio, batch: Pack) -> Tensor | None:
 
 def answer_log_probs(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
     """Log-probability, in nats, of all that is learnt in each sequence of a pack: float32 [sequences]."""
-    ids, at, targets, owners = (
-        tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets, batch.sequence_of_targets)
-    )
-    logits = model(ids, batch.lengths, audio, logits_at=at)
-    of_targets = -cross_entropy(logits.float(), targets, reduction="none")
-    return of_targets.new_zeros(len(batch.lengths)).index_add(0, owners, of_targets)
+    losses = target_losses(model, batch, audio)
+    owners = batch.sequence_of_targets.to(losses.device)
+    return losses.new_zeros(len(batch.lengths)).index_add(0, owners, -losses)
 
 
 def preference_loss(

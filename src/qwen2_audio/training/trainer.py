@@ -33,11 +33,14 @@ from qwen2_audio.runtime import choose_runtime, has_native_bfloat16
 from qwen2_audio.training.collate import Pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.lora import LoraLinear, add_lora, is_lora, trained_state
+from qwen2_audio.training.memory import recompute_layers
 from qwen2_audio.training.signals import stop_signals
 from qwen2_audio.training.stages import make_stage
 
 STATE, RESULT, LOG = "state.pt", "trained.safetensors", "log.jsonl"
-MAY_CHANGE = frozenset("steps minutes save_every workers device out resume learning_rate lora_learning_rate".split())
+MAY_CHANGE = frozenset(
+    "steps minutes save_every recompute workers device out resume learning_rate lora_learning_rate".split()
+)
 """What a resumed run may set anew; anything else would make it another run."""
 
 
@@ -66,6 +69,8 @@ class Trainer:
             self._start_from(Path(config.start))
         if config.lora:
             add_lora(self.model, config.lora, config.lora_rank, config.lora_scale)
+        if config.recompute:
+            recompute_layers(self.model)
         if self.bfloat16:  # once, not at every product
             for module in self.model.modules():
                 if isinstance(module, LoraLinear):
