@@ -1,6 +1,6 @@
 """Start the projector from a closed form: see qwen2_audio/training/alignment.py.
 
-    python recipes/mini/closed_form.py BASE_FOLDER SPEECH_FOLDER OUT.safetensors --clips 600
+    python recipes/mini/closed_form.py BASE_FOLDER SPEECH_FOLDER OUT.safetensors --clips 900
 
 SPEECH_FOLDER holds a manifest.jsonl with `audio` and `text`.
 """
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("speech", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--clips", type=int, default=600)
+    parser.add_argument("--clips", type=int, default=900)
     args = parser.parse_args()
     model = load_model(args.base)
     processor = load_processor(args.base, load_config(args.base))

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from qwen2_audio import __version__
 from qwen2_audio.errors import AudioWarning
@@ -84,6 +85,15 @@ def test_our_warnings_are_notes(run: Run, assistant: FakeAssistant, monkeypatch:
     monkeypatch.setattr(assistant, "stream", stream)
     result = run("chat", "Hi")
     assert (result.code, result.out, result.err) == (0, "Yes.\n", "note: it is long; very long\n")
+
+
+def test_out_of_memory_is_one_line(run: Run, assistant: FakeAssistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nIt had less.")
+
+    monkeypatch.setattr(assistant, "stream", fail)
+    result = run("chat", "Hi")
+    assert result.code == 2 and result.err.startswith("error: out of memory; try") and result.err.count("\n") == 1
 
 
 def test_ctrl_c_is_quiet(run: Run, assistant: FakeAssistant) -> None:

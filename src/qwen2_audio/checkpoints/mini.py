@@ -143,7 +143,7 @@ def _write_side_files(folder: Path, language: GgufLanguageModel, encoder: CTrans
         },
     )
     generation = {"bos_token_id": pad, "eos_token_id": [end, pad], "pad_token_id": pad, "do_sample": False}
-    generation["transcription_window"] = 6  # it learnt from clips that are mostly shorter
+    generation["transcription_window"] = 12  # it learnt from clips that are mostly shorter
     write_json(folder / "generation_config.json", generation)
     return Qwen2AudioConfig(
         encoder.config, replace(language.config, vocab_size=size), audio_token_id=tokenizer.token_to_id(AUDIO) or 0

@@ -58,6 +58,13 @@ def tidy_ends() -> Iterator[None]:
         _drop_output()
         report("cannot write the output: no space left on the device; free some and try again")
         raise typer.Exit(FAILED) from None
+    except (MemoryError, RuntimeError) as error:
+        if (
+            not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError"
+        ):  # torch's; not imported here
+            raise
+        report("out of memory; try a smaller model, --dtype bfloat16, shorter recordings, or --device cpu")
+        raise typer.Exit(FAILED) from None
 
 
 def _drop_output() -> None:

@@ -105,7 +105,7 @@ class SpokenTokenLoss:
         frames, lengths = (torch.tensor([len(pair[i]) for pair in pairs]) for i in (0, 1))
         return ctc_loss(
             (self.SHARPNESS * scores).log_softmax(-1),
-            index[: int(lengths.sum())],
+            index[: int(lengths.sum())].to(audio.device),
             frames,
             lengths,
             blank=len(classes),
