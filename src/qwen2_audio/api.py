@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 
 from qwen2_audio.checkpoints.hub import find_checkpoint
 from qwen2_audio.checkpoints.load import load_config, load_model, read_json
+from qwen2_audio.checkpoints.merge import merge_trained, own_weights
 from qwen2_audio.checkpoints.save import save
 from qwen2_audio.config import MAX_SAMPLES, SAMPLE_RATE
 from qwen2_audio.errors import AudioWarning, ConversationError, UsageError
@@ -252,6 +253,7 @@ class Session:
 def load(
     model: str | Path = "mini",
     *,
+    adapter: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
@@ -262,6 +264,7 @@ def load(
     Args:
         model: "mini"; a checkpoint folder; a hub name such as "Qwen/Qwen2-Audio-7B-Instruct" (also "hf:NAME"); or
             "modelscope:NAME".
+        adapter: what was trained on it: an adapter in peft's format (a folder), or the file that `qwen2-audio train` gave.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16", "float16".
         revision: branch, tag or commit of a hub model.
@@ -277,6 +280,9 @@ def load(
     config = load_config(folder)
     processor = load_processor(folder, config)
     network = load_model(folder, device=runtime.device, dtype=runtime.dtype)
+    if adapter is not None:
+        own_weights(network)
+        merge_trained(network, Path(os.path.expanduser(adapter)))
     pack_linears(network)
     file = folder / "generation_config.json"
     fallback = [processor.tokenizer.id_of(token) for token in (IM_END, END_OF_TEXT)]

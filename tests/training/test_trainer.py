@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from qwen2_audio.checkpoints.load import load_model
-from qwen2_audio.checkpoints.merge import merge_trained
+from qwen2_audio.checkpoints.merge import merge_trained, own_weights
 from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor
@@ -118,8 +118,7 @@ def test_result_merges_into_the_model(plan: TrainConfig, folder: Path) -> None:
     trainer = Trainer(replace(plan, lora_learning_rate=1e-3), silent)
     result = trainer.run()
     model = load_model(folder)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
+    own_weights(model)
     merge_trained(model, result)
     ids = torch.arange(30)
     with torch.no_grad():

@@ -15,6 +15,11 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^language_model\.(layers|embed_tokens|norm)\."), r"language_model.model.\1."),
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
 )
+_MODERN: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"^(audio_tower|multi_modal_projector)\."), r"model.\1."),
+    (re.compile(r"^language_model\.model\."), "model.language_model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+)
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$")
 
 
@@ -24,4 +29,13 @@ def canonical(name: str) -> str | None:
         return None
     for pattern, replacement in _RULES:
         name = pattern.sub(replacement, name)
+    return name
+
+
+def modern(name: str) -> str:
+    """The name that `transformers` 5 has in memory for a published one."""
+    for pattern, replacement in _MODERN:
+        name, found = pattern.subn(replacement, name)
+        if found:
+            return name
     return name

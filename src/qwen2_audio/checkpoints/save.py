@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +45,29 @@ def save(model: Qwen2Audio, folder: Path, *, source: Path | None = None, shard_b
     Raises:
         CheckpointError: the folder exists, or the disk is full or not writable.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not empty; choose a new folder or remove it")
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+    with new_folder(folder) as part:
         config = model.config.to_hf() | {"dtype": str(model.dtype).removeprefix("torch.")}
         write_json(part / "config.json", config)
         for name in SIDE_FILES:
             if source is not None and (source / name).exists():
                 shutil.copyfile(source / name, part / name)
         _write_weights(model, part, shard_bytes)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets the name `folder` when the block ends well and is removed when it does not.
+
+    Raises:
+        CheckpointError: `folder` exists already, or the disk is full or not writable.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty; choose a new folder or remove it")
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
         if folder.exists():
             folder.rmdir()
         part.rename(folder)

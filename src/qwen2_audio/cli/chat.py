@@ -28,6 +28,7 @@ def chat(
     system: opt.System = None,
     as_json: opt.Json = False,
     model: opt.Model = opt.DEFAULT_MODEL,
+    adapter: opt.Adapter = None,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     revision: opt.Revision = None,
@@ -64,7 +65,9 @@ def chat(
         }
     )
     show = _json_printer(model) if as_json else print_stream
-    open_it = partial(open_assistant, model, device=device, dtype=dtype, revision=revision, offline=offline)
+    open_it = partial(
+        open_assistant, model, device=device, dtype=dtype, revision=revision, offline=offline, adapter=adapter
+    )
     if parts:
         message = hear_parts(parts)
         _note_if_cut(show(open_it().stream(message, system=system, **chosen)), chosen)

@@ -12,15 +12,24 @@ from qwen2_audio.cli.terminal import patience, say
 
 
 def merge(
-    trained: Annotated[Path, typer.Argument(help="What `train` gave: a .safetensors file.", show_default=False)],
+    trained: Annotated[Path, typer.Argument(help="What `train` gave, or an adapter of peft's.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
     model: opt.Model = opt.DEFAULT_MODEL,
     dtype: Annotated[str, typer.Option(help="Of the weights written: float32, bfloat16 or float16.")] = "float32",
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write an adapter for peft, not the whole model.")] = False,
 ) -> None:
     """Write a checkpoint folder with the training in it. The last line of the output is the folder."""
+    if adapter:
+        from qwen2_audio.checkpoints.adapter import write_adapter
+        from qwen2_audio.checkpoints.merge import read_trained
+
+        found = read_trained(trained)
+        write_adapter(out, found.whole, found.corrections, model)
+        print(out)
+        return
     from qwen2_audio.checkpoints.hub import find_checkpoint
     from qwen2_audio.checkpoints.load import load_model
-    from qwen2_audio.checkpoints.merge import merge_trained
+    from qwen2_audio.checkpoints.merge import merge_trained, own_weights
     from qwen2_audio.checkpoints.save import save
     from qwen2_audio.runtime import choose_runtime
 
@@ -28,8 +37,7 @@ def merge(
     runtime = choose_runtime("cpu", dtype)
     with patience("merging"):
         network = load_model(folder, dtype=runtime.dtype)
-        for parameter in network.parameters():  # the file's own bytes stay as they are
-            parameter.data = parameter.data.clone()
+        own_weights(network)
         changed = merge_trained(network, trained)
         save(network, out, source=folder)
     say(f"{len(changed)} weights changed")

@@ -63,7 +63,9 @@ def find(model: str, *, revision: str | None, offline: bool) -> Path:
         return find_checkpoint(model, revision=revision, offline=offline, say=say).resolve()
 
 
-def open_assistant(model: str, *, device: str, dtype: str, revision: str | None, offline: bool) -> Assistant:
+def open_assistant(
+    model: str, *, device: str, dtype: str, revision: str | None, offline: bool, adapter: Path | None
+) -> Assistant:
     """`qwen2_audio.load`, with news on stderr."""
     with patience("starting"):
         from qwen2_audio import api
@@ -72,4 +74,4 @@ def open_assistant(model: str, *, device: str, dtype: str, revision: str | None,
         choose_runtime(device, dtype)  # complain before anything large is fetched
     folder = find(model, revision=revision, offline=offline)
     with patience(f"loading {model}"):
-        return api.load(folder, device=device, dtype=dtype, offline=True)
+        return api.load(folder, adapter=adapter, device=device, dtype=dtype, offline=True)

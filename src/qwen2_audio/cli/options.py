@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,12 @@ Model = Annotated[
         envvar="QWEN2_AUDIO_MODEL",
         help="mini, a checkpoint folder, OWNER/NAME on Hugging Face, or modelscope:OWNER/NAME.",
         rich_help_panel=_MODEL,
+    ),
+]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        help="What was trained on the model: what `train` gave, or an adapter of peft's.", rich_help_panel=_MODEL
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_MODEL)]

@@ -30,6 +30,7 @@ def transcribe(
     batch_size: Annotated[int, typer.Option(min=1, help="Recordings worked on together.")] = 8,
     as_json: opt.Json = False,
     model: opt.Model = opt.DEFAULT_MODEL,
+    adapter: opt.Adapter = None,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     revision: opt.Revision = None,
@@ -64,7 +65,7 @@ def transcribe(
 
     @cache  # the model is not loaded when no file can be read
     def assistant() -> Assistant:
-        opened = open_assistant(model, device=device, dtype=dtype, revision=revision, offline=offline)
+        opened = open_assistant(model, device=device, dtype=dtype, revision=revision, offline=offline, adapter=adapter)
         bar.start()
         return opened
 

@@ -1,0 +1,129 @@
+"""Adapters in peft's format: the same corrections in a folder that peft reads, and the folders that it writes.
+
+Adapters name layers as the classes of their time did; both generations are read (see `names`), the later one is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qwen2_audio.checkpoints.load import read_json
+from qwen2_audio.checkpoints.names import canonical, modern
+from qwen2_audio.checkpoints.save import new_folder, write_json
+from qwen2_audio.errors import CheckpointError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_PROJECTOR = "multi_modal_projector"
+_REFUSED = ("use_dora", "alpha_pattern", "use_qalora", "lora_bias", "trainable_token_indices")
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """scale * B @ A, to be added to a weight [out, in].
+
+    Attributes:
+        A: [rank, in].
+        B: [out, rank].
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in); (0, 0) where the ranks of both do not fit."""
+        return (self.B.shape[0], self.A.shape[1]) if self.B.shape[1] == self.A.shape[0] else (0, 0)
+
+    def product(self) -> Tensor:
+        return self.scale * (self.B @ self.A)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter in peft's format."""
+    return (path / CONFIG).is_file()
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Correction]]:
+    """Whole tensors and corrections of an adapter, by the published names of the weights.
+
+    Raises:
+        CheckpointError: it cannot be read, is no LoRA, or uses a variant that adding scale * B A would not do justice to.
+    """
+    config = read_json(folder / CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{folder} is an adapter of the kind {config.get('peft_type')}; only LORA can be merged here"
+        )
+    refused = [key for key in _REFUSED if config.get(key)]
+    if refused:
+        raise CheckpointError(f"{folder} uses {refused[0]}, which is not merged here; merge it with peft")
+    try:
+        tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {folder / WEIGHTS}: {error}") from error
+    whole: dict[str, Tensor] = {}
+    corrections: dict[str, Correction] = {}
+    for name, tensor in tensors.items():
+        stem = name.removeprefix(_PREFIX)
+        if stem.endswith(_A):
+            other = tensors.get(name.removesuffix(_A) + _B)
+            if other is None:
+                raise CheckpointError(f"{folder} holds only one half of the correction {name}; it is damaged")
+            rank = tensor.shape[0]
+            scale = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+            corrections[_published(stem.removesuffix(_A) + ".weight")] = Correction(tensor, other, scale)
+        elif stem.endswith(_B):
+            if name.removesuffix(_B) + _A not in tensors:
+                raise CheckpointError(f"{folder} holds only one half of the correction {name}; it is damaged")
+        else:
+            whole[_published(stem)] = tensor
+    return whole, corrections
+
+
+def _published(name: str) -> str:
+    return canonical(name) or name
+
+
+def write_adapter(folder: Path, whole: dict[str, Tensor], corrections: dict[str, Correction], base: str) -> None:
+    """Write corrections, and a projector that was trained in full, as an adapter for peft.
+
+    Args:
+        base: the name of the model that it belongs to.
+
+    Raises:
+        CheckpointError: there is more than peft's format holds, or the folder cannot be written.
+    """
+    beyond = [name for name in whole if not name.startswith(f"{_PROJECTOR}.")]
+    if beyond or not corrections:
+        what = f"{beyond[0]} was trained in full" if beyond else "there is no LoRA in it"
+        raise CheckpointError(f"this cannot be an adapter: {what}; merge it into a model instead")
+    shapes = {(correction.A.shape[0], correction.scale) for correction in corrections.values()}
+    if len(shapes) > 1:
+        raise CheckpointError("this cannot be an adapter: its corrections differ in rank or scale; merge it instead")
+    ((rank, scale),) = shapes
+    tensors: dict[str, Tensor] = {_PREFIX + modern(name): tensor for name, tensor in whole.items()}
+    layers = {modern(name).removesuffix(".weight"): correction for name, correction in corrections.items()}
+    for layer, correction in layers.items():
+        tensors[f"{_PREFIX}{layer}{_A}"], tensors[f"{_PREFIX}{layer}{_B}"] = correction.A, correction.B
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": scale * rank,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(layers),
+        "modules_to_save": [_PROJECTOR] if whole else None,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    with new_folder(folder) as part:
+        write_json(part / CONFIG, config)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / WEIGHTS, {"format": "pt"})
