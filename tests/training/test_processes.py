@@ -1,0 +1,78 @@
+"""Two processes do what one does, and a run that is killed loses nothing but the steps after its last saved state."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from qwen2_audio.training.trainer import LOG
+from tests.tiny import sound
+
+TRAIN = ["-m", "qwen2_audio.cli.main", "train", "sft", "--config"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def plan(tmp_path: Path, folder: Path) -> Path:
+    """Rows of equal length, so that two processes with one row each see what one process with two rows sees."""
+    rows = []
+    for i in range(6):
+        soundfile.write(tmp_path / f"{i}.wav", sound(0.5, seed=i), 16_000)
+        rows.append({"query": "<audio>What?", "response": "the cat", "audio": f"{i}.wav"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"model: {folder}\ndata: {tmp_path}/rows.jsonl\nout: {tmp_path}/run\nsteps: 4\nlora_rank: 2\n"
+        "lora_learning_rate: 0.01\nprecision: float32\nsave_every: 1\ndevice: cpu\n"
+    )
+    return file
+
+
+def losses(folder: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows}
+
+
+def run(arguments: list[str]) -> None:
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_two_processes_are_one(plan: Path, tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run([*launcher, *TRAIN, str(plan), f"out={tmp_path}/two", "batch_tokens=1"])  # a row each
+    tokens = json.loads((tmp_path / "two" / LOG).read_text().splitlines()[0])["tokens"]
+    run([*TRAIN, str(plan), f"out={tmp_path}/one", f"batch_tokens={tokens}"])  # two rows
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    single, double = (load_file(tmp_path / name / "trained.safetensors") for name in ("one", "two"))
+    for name, tensor in single.items():
+        torch.testing.assert_close(double[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_killed_and_run_again_is_never_killed(plan: Path, tmp_path: Path) -> None:
+    whole, killed = (
+        [*TRAIN, str(plan), f"out={tmp_path}/{name}", "steps=12", "batch_tokens=90"] for name in ("whole", "killed")
+    )
+    run(whole)
+    log = tmp_path / "killed" / LOG
+    with subprocess.Popen([sys.executable, *killed], env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 50
+        while not (log.exists() and len(log.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    run(killed)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert (tmp_path / "killed/trained.safetensors").read_bytes() == (
+        tmp_path / "whole/trained.safetensors"
+    ).read_bytes()
