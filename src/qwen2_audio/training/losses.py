@@ -101,7 +101,9 @@ class SpokenTokenLoss:
         classes, index = torch.cat([*(tokens for _, tokens in pairs), self._vocabulary]).unique(return_inverse=True)
         names = normalize(self._embeddings[classes.to(audio.device)].float() - self._mean, dim=-1)
         heard = normalize(pad_sequence([part for part, _ in pairs]) - self._mean, dim=-1)
-        scores = torch.cat([heard @ names.T, heard.new_full((*heard.shape[:2], 1), self.BLANK_COSINE)], dim=-1)
+        with torch.autocast(audio.device.type, enabled=False):
+            likeness = heard @ names.T
+        scores = torch.cat([likeness, heard.new_full((*heard.shape[:2], 1), self.BLANK_COSINE)], dim=-1)
         frames, lengths = (torch.tensor([len(pair[i]) for pair in pairs]) for i in (0, 1))
         return ctc_loss(
             (self.SHARPNESS * scores).log_softmax(-1),

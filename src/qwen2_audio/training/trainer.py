@@ -169,7 +169,7 @@ class Trainer:
         return (self.stage.pack(group) for group in groups)
 
     def _one_step(self, batch: Pack) -> dict[str, float] | None:
-        """One optimizer step; what it showed, or None when the loss is no number (then nothing was changed)."""
+        """One optimizer step; what it showed, or None when loss or gradients are no numbers (then nothing was changed)."""
         factor = _schedule(self.progress, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -188,7 +188,9 @@ class Trainer:
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= count
-        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        if not bool(norm.isfinite()):
+            return None
         self.optimizer.step()
         means = [total / max(number, 1) for total, number in zip(shown[0::2], shown[1::2], strict=True)]
         row = {name: round(mean, 4) for name, mean in zip(sums.shown, means, strict=True)}
