@@ -35,6 +35,8 @@ def conversations(draw: st.DrawFn) -> Conversation:
     roles = draw(st.lists(st.sampled_from(("user", "assistant")), min_size=1, max_size=6))
     for role in roles:
         parts: tuple[Part, ...] = tuple(draw(st.lists(PARTS, min_size=1, max_size=4)))
+        if all(part == TextPart("") for part in parts):  # of a user this is refused
+            parts = (*parts, TextPart("Hello"))
         messages.append(Message(role, parts))
     return Conversation(tuple(messages))
 

@@ -103,7 +103,9 @@ def test_a_run_is_not_mixed_with_another(plan: TrainConfig) -> None:
         Trainer(replace(plan, lora_rank=8), silent)
     with pytest.raises(UsageError, match="holds a run already"):
         Trainer(replace(plan, resume="never"), silent)
-    assert Trainer(replace(plan, steps=3, save_every=1), silent).step == 1
+    resumed = Trainer(replace(plan, steps=3, save_every=1, learning_rate=0.5), silent)
+    assert resumed.step == 1
+    assert resumed.optimizer.param_groups[1]["peak"] == 0.5
 
 
 def test_a_loss_that_is_no_number_ends_the_run(plan: TrainConfig) -> None:

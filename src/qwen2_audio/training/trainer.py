@@ -239,7 +239,10 @@ class Trainer:
                     "go on with that, or give another out"
                 )
         self.model.load_state_dict(state["trained"], strict=False)
+        peaks = [group["peak"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak  # learning rates are the configuration's, which may have changed
         self.step, self.seconds, self.cursor = state["step"], state["seconds"], state["cursor"]
         self.say(f"resumed at step {self.step}")
 
