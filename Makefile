@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test check format bench mini-data mini-train mini-gpu clean
+.PHONY: help chat test check format bench mini-data mini-train mini-gpu mini-measure clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -71,22 +71,37 @@ MINI := runs/mini
 RECIPE := $(BIN)/python recipes/mini
 # Sentences to read aloud: gzipped lines `id<TAB>SENTENCE`
 TRANSCRIPTS ?=
-# Optional: a folder of real recordings with a manifest.jsonl (see recipes/mini/conversations.py)
-REAL ?=
+# A folder with real recordings: librispeech_excerpt, esc10, emodb, each with a manifest.jsonl (see recipes/mini/conversations.py)
+DATA ?=
+# Optional: folder and texts of recorded announcements (see recipes/mini/prompts.py)
+PROMPTS ?=
+PROMPT_TEXTS ?=
+# KEY=VALUE changes for all stages
+SETTINGS ?=
 PROCESSES ?= 2
 # Keeps freed memory: without this glibc hands large buffers back to the system, page by page, at every step
 ALLOCATOR := MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=20000000000
+TRAIN = $(ALLOCATOR) OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) recipes/mini/train.py
 
-mini-data: $(MINI)/conversations.jsonl $(MINI)/start.safetensors  ## synthesise what mini learns from (TRANSCRIPTS=FILE, REAL=FOLDER)
+mini-data: $(MINI)/rows/sft.jsonl $(MINI)/start.safetensors  ## synthesise what mini learns from (TRANSCRIPTS=FILE, DATA=FOLDER)
 
-mini-train: mini-data  ## train mini and put the result into the package; resumes when run again
-	$(ALLOCATOR) OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) recipes/mini/train.py configs/mini.yaml
-	cp $(MINI)/run/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
+mini-train: mini-data  ## take mini through its stages and put the result into the package; resumes when run again
+	$(TRAIN) configs/mini/hear.yaml $(SETTINGS)
+	$(TRAIN) configs/mini/pretrain.yaml $(SETTINGS)
+	$(TRAIN) configs/mini/sft.yaml $(SETTINGS)
+	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/sft/model && \
+	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/sft/trained.safetensors $(MINI)/sft/model && \
+	  $(RECIPE)/preferences.py $(MINI)/sft/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
+	$(TRAIN) configs/mini/dpo.yaml $(SETTINGS)
+	cp $(MINI)/dpo/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
 
-mini-gpu: mini-data  ## the same on a GPU, larger; then report how well the result listens (REAL=FOLDER)
-	$(BIN)/python recipes/mini/train.py configs/mini-gpu.yaml
-	cp $(MINI)/gpu/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
-	$(RECIPE)/measure.py --ask $(if $(REAL),--read '$(REAL)')
+mini-gpu:  ## the same on one GPU, longer; then report how well the result listens
+	$(MAKE) mini-train PROCESSES=1 SETTINGS='device=cuda batch_tokens=16384 workers=12 minutes=12'
+	$(MAKE) mini-measure
+
+mini-measure:  ## how well mini listens: every figure of the README (DATA=FOLDER)
+	$(RECIPE)/measure.py --ask --read '$(DATA)/librispeech_excerpt' --sounds '$(DATA)/esc10' --emotions '$(DATA)/emodb' \
+	  --faithful '$(DATA)/esc10'
 
 $(MINI)/base: | $(VENV)/speech.ready
 	@mkdir -p $(MINI)
@@ -104,8 +119,18 @@ $(MINI)/ask.jsonl: | $(MINI)/base
 $(MINI)/%/manifest.jsonl: $(MINI)/%.jsonl
 	OMP_NUM_THREADS=1 $(RECIPE)/synthesise.py $< $(@D) --processes $(PROCESSES)
 
-$(MINI)/conversations.jsonl: $(MINI)/read/manifest.jsonl $(MINI)/ask/manifest.jsonl
-	$(RECIPE)/conversations.py $@ --read $(MINI)/read --ask $(MINI)/ask $(if $(REAL),--real '$(REAL)')
+# Cutting real recordings needs a model that hears them already: the mini of this repository
+$(MINI)/real/manifest.jsonl: | $(VENV)/speech.ready
+	@test -n '$(DATA)' || { echo 'say where the real recordings are: make mini-data DATA=FOLDER' >&2; exit 2; }
+	$(RECIPE)/cut_real.py mini '$(DATA)/librispeech_excerpt' $(@D)
+
+$(MINI)/prompts/manifest.jsonl: | $(VENV)/speech.ready
+	@mkdir -p $(@D)
+	$(if $(PROMPTS),$(RECIPE)/prompts.py '$(PROMPTS)' '$(PROMPT_TEXTS)' $(@D),touch $@)
+
+$(MINI)/rows/sft.jsonl: $(addprefix $(MINI)/,read/manifest.jsonl ask/manifest.jsonl real/manifest.jsonl prompts/manifest.jsonl)
+	$(RECIPE)/conversations.py $(@D) --read $(MINI)/read --ask $(MINI)/ask --real $(MINI)/real --prompts $(MINI)/prompts \
+	  --data '$(DATA)'
 
 $(MINI)/start.safetensors: $(MINI)/read/manifest.jsonl | $(MINI)/base
 	$(RECIPE)/closed_form.py $(MINI)/base $(MINI)/read $@

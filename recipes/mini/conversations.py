@@ -1,9 +1,13 @@
-"""Turn spoken texts into training rows, easy ones first.
+"""Turn recordings into the rows of mini's stages: one JSON-lines file each.
 
-    python recipes/mini/conversations.py OUT.jsonl --read READ_FOLDER --ask ASK_FOLDER --real LIBRISPEECH_FOLDER
+    python recipes/mini/conversations.py OUT_FOLDER --read READ --ask ASK --real REAL --prompts ASTERISK --data DATA_FOLDER
 
-Two abilities, asked for in many ways: writing down what is said, and answering what is asked. OUT must lie where all
-folders can be reached by relative paths.
+- hear.jsonl: recordings with their words, for the loss of spoken tokens alone;
+- pretrain.jsonl: the base model's bare prompts: speech, sound events, emotion;
+- sft.jsonl: conversations: transcription, spoken questions, questions about sounds, speakers, emotions; several turns.
+
+Every folder holds a manifest.jsonl. DATA_FOLDER has `librispeech_excerpt`, `esc10` and `emodb`; of each only the part for
+training is used. OUT_FOLDER must lie where all of them can be reached by relative paths.
 """
 
 from __future__ import annotations
@@ -12,11 +16,19 @@ import argparse
 import json
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from reading_texts import sentence_case
 
+Row = dict[str, Any]
+Item = tuple[str, Row]
+"""The path of a recording, and what its manifest says of it."""
+HELD_OUT_SPEAKERS = ("09", "12")
+"""Of EmoDB: a woman and a man, for measuring."""
+HELD_OUT_FOLD = 4
+"""Of ESC-10."""
 TRANSCRIBE = "Transcribe the speech."
 OTHER_WORDINGS = [
     "What is said?", "What does the person say?", "What did the speaker say?", "Write down what you hear.",
@@ -24,83 +36,161 @@ OTHER_WORDINGS = [
     "Repeat what was said.", "Please write down the speech.", "What is being said here?", "What are the words?",
     "Can you transcribe this?", "Detect the language and recognize the speech: <|en|>", "Transcribe.",
 ]  # fmt: skip
-BASE_PROMPT = "Detect the language and recognize the speech: <|en|>"
 ANSWER = ["Answer the question.", "Please answer.", "Answer this question.", "What is the answer to this question?"]
+WHICH_SOUND = [
+    "What's that sound?",
+    "What can you hear?",
+    "What do you hear?",
+    "What is making this sound?",
+    "Describe the sound.",
+]
+FEELING = ["What is the emotion of the speaker?", "How does the speaker feel?", "What emotion do you hear?"]
+EMOTION_PROMPT = "Recognize the emotion with keywords in English:"
+SOUND_PROMPT, CAPTION_PROMPT = "What is the sound?", "Generate the caption in English:"
+SENTENCES = {
+    "dog bark": "A dog is barking.", "rain": "It is raining.", "sea waves": "Waves are breaking on a shore.",
+    "baby cry": "A baby is crying.", "clock tick": "A clock is ticking.", "person sneeze": "A person sneezes.",
+    "helicopter": "A helicopter is flying.", "chainsaw": "A chainsaw is running.", "rooster": "A rooster is crowing.",
+    "fire crackling": "A fire is crackling.",
+}  # fmt: skip
+FEELS = {
+    "anger": "The speaker sounds angry.", "neutral": "The speaker sounds neutral.", "boredom": "The speaker sounds bored.",
+    "joy": "The speaker sounds happy.", "fear": "The speaker sounds afraid.", "sadness": "The speaker sounds sad.",
+    "disgust": "The speaker sounds disgusted.",
+}  # fmt: skip
 
 
-def transcription(audio: str, text: str, rng: random.Random) -> dict[str, Any]:
-    """Audio and an instruction, then the words; a sixth in the base model's bare form."""
-    if rng.random() < 1 / 6:
-        return {"audio": audio, "prompt": BASE_PROMPT, "gt": text, "spoken": text}
-    wording = TRANSCRIBE if rng.random() < 0.5 else rng.choice(OTHER_WORDINGS)
-    parts: list[Any] = [{"type": "audio", "audio": audio}, {"type": "text", "text": wording}]
-    if rng.random() < 0.1:
-        parts = [{"type": "text", "text": wording + "\n"}, parts[0]]
-    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": text}]
-    return {"messages": messages, "spoken": text}
+def bare(audio: str, prompt: str, target: str, **more: Any) -> Row:
+    return {"audio": audio, "prompt": prompt, "gt": target, **more}
 
 
-def answer(audio: str, row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+def chat(*turns: tuple[Any, str], **more: Any) -> Row:
+    """A conversation of (what the user says, the answer)."""
+    messages = [
+        m
+        for user, answer in turns
+        for m in ({"role": "user", "content": user}, {"role": "assistant", "content": answer})
+    ]
+    return {"messages": messages, **more}
+
+
+def heard(audio: str, text: str = "", *, before: bool = False) -> list[Row]:
+    """A recording and an instruction as the parts of a message."""
+    parts: list[Row] = [{"type": "audio", "audio": audio}]
+    if text:
+        parts.insert(0 if before else 1, {"type": "text", "text": text + "\n" if before else text})
+    return parts
+
+
+def read_aloud(audio: str, row: Row) -> Row:
+    """Pre-training's row of speech: its target begins with the tag of the language."""
+    return {"audio": audio, "text": row["text"], "task": "asr", "language": "en", "spoken": row["text"]}
+
+
+def transcription(audio: str, text: str, rng: random.Random) -> Row:
+    wording = TRANSCRIBE if rng.random() < 0.6 else rng.choice(OTHER_WORDINGS)
+    return chat((heard(audio, wording, before=rng.random() < 0.1), text), spoken=text)
+
+
+def answered(audio: str, row: Row, rng: random.Random) -> Row:
     """The question spoken, mostly alone, sometimes with a request to answer it; then the text model's answer."""
-    parts: list[Any] = [{"type": "audio", "audio": audio}]
-    if rng.random() < 0.1:
-        parts.append({"type": "text", "text": rng.choice(ANSWER)})
-    return _answered(parts, row) | {"spoken": row["text"]}
+    request = rng.choice(ANSWER) if rng.random() < 0.1 else ""
+    turn, rest = (heard(audio, request), row["answer"]), {"spoken": row["text"], "complete": row["complete"]}
+    if not row["complete"] or rng.random() < 0.85:
+        return chat(turn, **rest)
+    again = rng.choice(["What did I ask?", "What did I say?", "Repeat my question.", "Write down my question."])
+    return chat(turn, (again, row["text"]), spoken=row["text"])
 
 
-def written(row: dict[str, Any]) -> dict[str, Any]:
+def written(row: Row) -> Row:
     """The same question in writing, so that the model goes on answering what is written."""
-    return _answered(row["text"], row)
+    return chat((row["text"], row["answer"]), complete=row["complete"])
 
 
-def _answered(content: Any, row: dict[str, Any]) -> dict[str, Any]:
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": row["answer"]}]
-    return {"messages": messages, "complete": row["complete"]}
+def of_sounds(sounds: list[Item], rng: random.Random, times: int) -> Iterable[Row]:
+    for _ in range(times):
+        for audio, row in sounds:
+            kind = row["gt"]
+            other = rng.choice([name for name in SENTENCES if name != kind])
+            pick = rng.random()
+            if pick < 0.4:
+                yield chat((heard(audio, SOUND_PROMPT), kind))
+            elif pick < 0.7:
+                yield chat((heard(audio, rng.choice(WHICH_SOUND)), SENTENCES[kind]))
+            elif pick < 0.85:
+                names = [kind, other] if rng.random() < 0.5 else [other, kind]
+                yield chat((heard(audio, f"Is this the sound of {names[0]} or {names[1]}?"), kind))
+            else:
+                second, what = rng.choice(sounds)
+                first = (heard(audio, rng.choice(WHICH_SOUND)), SENTENCES[kind])
+                yield chat(first, (heard(second, "And this one?"), SENTENCES[what["gt"]]))
+
+
+def of_voices(voices: list[Item], rng: random.Random, times: int) -> Iterable[Row]:
+    for _ in range(times):
+        for audio, row in voices:
+            emotion = row["gt"]
+            if rng.random() < 0.5:
+                yield chat((heard(audio, EMOTION_PROMPT), emotion))
+            else:
+                yield chat((heard(audio, rng.choice(FEELING)), FEELS[emotion]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--read", type=Path, required=True)
-    parser.add_argument("--ask", type=Path)
-    parser.add_argument("--real", type=Path, help="an optional folder of real recordings")
-    parser.add_argument("--real-times", type=int, default=5, help="how often each real recording is used")
-    parser.add_argument("--short", type=int, default=700, help="rows of short transcription that come first")
-    parser.add_argument(
-        "--warm", type=int, default=3500, help="further rows of nothing but transcription, before the mixture"
-    )
+    for name in ("read", "ask", "real", "prompts"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--pretrain-read", type=int, default=3500)
+    parser.add_argument("--sft-read", type=int, default=1200)
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(3)
 
-    def load(folder: Path | None) -> list[tuple[str, dict[str, Any]]]:
-        if folder is None:
+    def load(folder: Path | None) -> list[Item]:
+        if folder is None or not (folder / "manifest.jsonl").exists():
             return []
         rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-        base = os.path.relpath(folder, args.out.parent)
-        return [(f"{base}/{row['audio']}", row) for row in rows]
+        base = os.path.relpath(folder, args.out)
+        items = [(f"{base}/{row['audio']}", row) for row in rows]
+        rng.shuffle(items)
+        return items
 
-    read = load(args.read)
-    rng.shuffle(read)
-    first = [item for item in read if item[1]["duration"] < 5][: args.short]
-    used = {audio for audio, _ in first}
-    later = [item for item in read if item[0] not in used]
-    warm = [transcription(audio, row["text"], rng) for audio, row in first + later[: args.warm]]
-    rest = [transcription(audio, row["text"], rng) for audio, row in later[args.warm :]]
-    for audio, row in load(args.real):
-        if row["split"] == "train":
-            rest += [transcription(audio, sentence_case(row["gt"].split()), rng) for _ in range(args.real_times)]
+    def write(name: str, rows: list[Row]) -> None:
+        rng.shuffle(rows)
+        (args.out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        print(f"{name}: {len(rows)} rows")
+
+    read, ask, joined, prompts = load(args.read), load(args.ask), load(args.real), load(args.prompts)
+    whole = [
+        (audio, {**row, "text": sentence_case(row["gt"].split())})
+        for audio, row in load(args.data / "librispeech_excerpt")
+        if row["split"] == "train"
+    ]
+    sounds = [item for item in load(args.data / "esc10") if item[1]["fold"] != HELD_OUT_FOLD]
+    voices = [item for item in load(args.data / "emodb") if item[1]["speaker"] not in HELD_OUT_SPEAKERS]
+    write("hear.jsonl", [read_aloud(*item) for item in read + joined + joined + prompts + whole])
+
+    pretrain = [read_aloud(*item) for item in read[: args.pretrain_read] + joined[:2500] + prompts + whole]
+    for _ in range(3):
+        pretrain += [
+            bare(audio, SOUND_PROMPT if rng.random() < 0.8 else CAPTION_PROMPT, row["gt"]) for audio, row in sounds
+        ]
+        pretrain += [bare(audio, EMOTION_PROMPT, row["gt"]) for audio, row in voices]
+    write("pretrain.jsonl", pretrain)
+
     kept_back = set(Path(__file__).with_name("test_questions.txt").read_text().split("\n"))
-    for audio, row in load(args.ask):
-        if row["text"] in kept_back:
-            continue
-        rest.append(answer(audio, row, rng))
-        if rng.random() < 0.3:
-            rest.append(transcription(audio, row["text"], rng))
-        if rng.random() < 0.12:
-            rest.append(written(row))
-    rng.shuffle(rest)
-    args.out.write_text("".join(json.dumps(row) + "\n" for row in warm + rest))
-    print(f"{len(warm) + len(rest)} rows")
+    ask = [item for item in ask if item[1]["text"] not in kept_back]
+    sft = [answered(audio, row, rng) for audio, row in ask]
+    sft += [transcription(audio, row["text"], rng) for audio, row in ask if rng.random() < 0.12]
+    sft += [written(row) for _, row in ask if rng.random() < 0.1]
+    sft += [
+        transcription(audio, row["text"], rng)
+        for audio, row in read[args.pretrain_read :][: args.sft_read] + joined[2500:] + whole
+    ]
+    sft += [*of_sounds(sounds, rng, 3), *of_voices(voices, rng, 2)]
+    write("sft.jsonl", sft)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python recipes/mini/measure.py --model mini --read LIBRISPEECH_FOLDER
     python recipes/mini/measure.py --model mini --ask
+    python recipes/mini/measure.py --model mini --sounds ESC10_FOLDER --emotions EMODB_FOLDER --faithful ESC10_FOLDER
 
 `--read` transcribes the clips of split "test" of a folder with a manifest.jsonl (fields audio, gt, split). `--ask` speaks the
 50 questions of test_questions.txt with a voice never trained on, and compares each answer with the model's answer to the
@@ -12,17 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from conversations import HELD_OUT_FOLD, HELD_OUT_SPEAKERS
+from preferences import answers, loudest, questions
 from voices import HELD_OUT, speak
 
 from qwen2_audio import Assistant, load
+from qwen2_audio.processing.audio import load_audio
 
 QUESTIONS = Path(__file__).with_name("test_questions.txt")
 
@@ -88,21 +94,69 @@ def measure_questions(assistant: Assistant, voice: str) -> None:
     )
 
 
+def measure_labels(assistant: Assistant, folder: Path, name: str, held_out: Callable[[dict[str, Any]], bool]) -> None:
+    """Print how often the model names the label, asked with the data set's own prompt in a chat and without one."""
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if held_out(row)]
+    given: dict[str, list[str]] = {"in a chat": [], "bare": []}
+    for start in range(0, len(rows), 16):
+        part = rows[start : start + 16]
+        asked: list[Any] = [[folder / row["audio"], row["prompt"]] for row in part]
+        given["in a chat"] += [reply.text for reply in assistant.batch(asked, temperature=0, max_new_tokens=12)]
+        for row in part:
+            reply = assistant.complete([folder / row["audio"]], row["prompt"], temperature=0, max_new_tokens=12)
+            given["bare"].append(reply.text)
+    for how, replies in given.items():
+        right = [words(row["gt"]) == words(text) for row, text in zip(rows, replies, strict=True)]
+        wrong = Counter(f"{row['gt']} -> {text}" for row, text, ok in zip(rows, replies, right, strict=True) if not ok)
+        print(f"{name}, {how}: {sum(right) / len(rows):.1%} of {len(rows)}; most often wrong: {wrong.most_common(4)}")
+
+
+def measure_faithfulness(assistant: Assistant, folder: Path) -> None:
+    """Print how many answers contradict the recording they are about."""
+    rng = random.Random(7)
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    asked = []
+    for row in (row for row in rows if row["fold"] == HELD_OUT_FOLD):
+        wave = load_audio(folder / row["audio"])
+        start, end = loudest(wave)
+        asked += [(wave[int(start * 16_000) : int(end * 16_000)], q) for q in questions(row["gt"], rng)]
+    given = answers(assistant, asked)
+    for name, about_what_is_there in (("is", True), ("is not", False)):
+        pairs = [(q, a) for (_, q), a in zip(asked, given, strict=True) if (q.kind == q.about) == about_what_is_there]
+        bad = [(q, a) for q, a in pairs if q.contradicted_by(a)]
+        shown = "; ".join(f"[{q.kind}] {q.text} {a!r}" for q, a in bad[:3])
+        print(f"about what {name} to be heard: {len(bad)} of {len(pairs)} answers contradict the recording. {shown}")
+    total = sum(q.contradicted_by(a) for (_, q), a in zip(asked, given, strict=True))
+    print(f"{total} of {len(asked)} answers contradict the recording ({total / len(asked):.1%})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--read", type=Path)
     parser.add_argument("--ask", action="store_true")
     parser.add_argument("--voice", default=HELD_OUT[0])
+    parser.add_argument("--sounds", type=Path, help="ESC-10: share of right answers on the held-out fold")
+    parser.add_argument("--emotions", type=Path, help="EmoDB: share of right answers on the held-out speakers")
+    parser.add_argument(
+        "--faithful", type=Path, help="ESC-10: answers that contradict the recording, on the held-out fold"
+    )
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
-    if not args.read and not args.ask:
-        sys.exit("give --read FOLDER, --ask, or both")
+    if not any((args.read, args.ask, args.sounds, args.emotions, args.faithful)):
+        sys.exit("say what to measure: --read, --ask, --sounds, --emotions, --faithful")
     assistant = load(args.model)
     if args.read:
         measure_reading(assistant, args.read, args.batch)
     if args.ask:
         measure_questions(assistant, args.voice)
+    if args.sounds:
+        measure_labels(assistant, args.sounds, "ESC-10", lambda row: row["fold"] == HELD_OUT_FOLD)
+    if args.emotions:
+        measure_labels(assistant, args.emotions, "EmoDB", lambda row: row["speaker"] in HELD_OUT_SPEAKERS)
+    if args.faithful:
+        measure_faithfulness(assistant, args.faithful)
 
 
 if __name__ == "__main__":

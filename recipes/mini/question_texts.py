@@ -95,9 +95,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--templates", type=int, default=3000)
     parser.add_argument("--sampled", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=2)
     args = parser.parse_args()
-    rng = random.Random(2)
-    torch.manual_seed(2)
+    rng = random.Random(args.seed)
+    torch.manual_seed(args.seed)
     model, tokenizer = load_model(args.base), load_tokenizer(args.base)
     with torch.inference_mode():
         questions = list(

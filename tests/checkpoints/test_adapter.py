@@ -86,15 +86,24 @@ def _their_inputs(folder: Path) -> Any:
     return processor(text=text, audio=sound(1.3), sampling_rate=16_000, return_tensors="pt")
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"fc1": 2, "layers.0.self_attn.q_proj": 3}, "alpha_pattern": {"linear": 1}},
+    ],
+    ids=["lora", "rslora", "dora", "patterns"],
+)
 @pytest.mark.filterwarnings("ignore")
-def test_we_read_what_peft_writes(tmp_path: Path, folder: Path, rslora: bool) -> None:
+def test_we_read_what_peft_writes(tmp_path: Path, folder: Path, variant: dict[str, Any]) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen2AudioForConditionalGeneration
 
     base = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     config = LoraConfig(
-        r=4, lora_alpha=6, target_modules=["q_proj", "fc1", "linear"], use_rslora=rslora, init_lora_weights=False
+        r=4, lora_alpha=6, target_modules=["q_proj", "fc1", "linear"], init_lora_weights=False, **variant
     )
     theirs = get_peft_model(base, config)
     theirs.save_pretrained(str(tmp_path / "theirs"))
@@ -120,8 +129,8 @@ def test_names_of_older_classes(adapter: Path, trained: Path) -> None:
     ("change", "named"),
     [
         ({"peft_type": "IA3"}, "of the kind IA3"),
-        ({"use_dora": True}, "uses use_dora"),
-        ({"alpha_pattern": {"q": 1}}, "alpha_pattern"),
+        ({"use_dora": True}, "says use_dora=True, which .* contradicts"),
+        ({"lora_bias": True}, "uses lora_bias"),
     ],
 )
 def test_what_cannot_be_merged_is_said(adapter: Path, change: dict[str, Any], named: str) -> None:

@@ -19,14 +19,16 @@ def plan(tmp_path: Path, folder: Path) -> Path:
     for name, value in (("pairs", pair), ("rows", plain)):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(value))
     file = tmp_path / "run.yaml"
-    file.write_text(f"model: {folder}\ndata: {tmp_path}/rows.jsonl\nout: {tmp_path}/run\nsteps: 2\nlora_rank: 2\n")
+    file.write_text(
+        f"model: {folder}\ndata: {tmp_path}/rows.jsonl\nout: {tmp_path}/run\nsteps: 2\nlanguage_model: {{rank: 2}}\n"
+    )
     return file
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
 def test_stages(plan: Path, tmp_path: Path, stage: str) -> None:
-    changes = [f"data={tmp_path}/pairs.jsonl", "train="] if stage == "dpo" else []
-    result = CliRunner().invoke(app, ["train", stage, "--config", str(plan), "lora_rank=3", *changes])
+    changes = [f"data={tmp_path}/pairs.jsonl", "projector.learn=frozen"] if stage == "dpo" else []
+    result = CliRunner().invoke(app, ["train", stage, "--config", str(plan), "language_model.rank=3", *changes])
     assert result.exit_code == 0, result.output
     trained = Path(result.stdout.strip().splitlines()[-1])
     with safe_open(trained, framework="pt") as file:
@@ -40,7 +42,19 @@ def test_stages(plan: Path, tmp_path: Path, stage: str) -> None:
         (["stp=3"], "unknown key 'stp'; did you mean 'steps'?"),
         (["steps"], "'steps' changes nothing; write key=value"),
         (["precision=int8"], "precision must be one of auto, float32, bfloat16, got 'int8'"),
-        (["learning_rate=1e-3"], "YAML takes 1e-3 for a text; write 1.0e-3"),
+        (
+            ["projector.learning_rate=1e-3"],
+            "projector.learning_rate must be of type float, got '1e-3' (YAML takes 1e-3 for a text; write 1.0e-3)",
+        ),
+        (["head.lern=full"], "unknown key 'head.lern'; did you mean 'head.learn'?"),
+        (
+            ["embeddings.learn=lora"],
+            "embeddings are no linear layer and cannot learn by lora; use embeddings.learn=full",
+        ),
+        (
+            ["language_model.targets=[q_prj]"],
+            "language_model.targets has 'q_prj', which is no linear layer of it; there are down_proj",
+        ),
         (["model=/no/such/model"], "/no/such/model"),
     ],
 )

@@ -18,8 +18,9 @@ from qwen2_audio.training.rows import parse_row
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-ROOMS = ("src/", "tests/", "docs/", "examples/", "configs/", "recipes/", ".ci/")
+LAUNCHES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(LAUNCHES))
+ROOMS = ("src/", "tests/", "docs/", "examples/", "configs/", "recipes/", "benchmarks/", "finetune/", ".ci/")
 
 
 def relative(path: Path) -> str:
@@ -112,6 +113,14 @@ def test_examples_are_short_and_listed(example: Path) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=relative)
 def test_configurations_parse(config: Path) -> None:
     assert load_train_config(config).out.startswith("runs/")
+
+
+@pytest.mark.parametrize("launch", LAUNCHES, ids=relative)
+def test_launch_configurations_are_those_of_accelerate(launch: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(launch)).num_processes == 2
+    assert launch.read_text().startswith("# ")
 
 
 def test_rows_in_documents_are_rows() -> None:

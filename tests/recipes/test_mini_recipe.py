@@ -74,41 +74,70 @@ def test_questions_have_no_holes_and_the_test_is_kept_back(tmp_path: Path) -> No
     kept = (RECIPE / "test_questions.txt").read_text().split("\n")[:50]
     assert len(set(kept)) == 50
     row = {"id": "x", "text": kept[0], "answer": "Rome.", "complete": True, "audio": "audio/x.flac"}
-    (tmp_path / "ask").mkdir()
-    (tmp_path / "read").mkdir()
-    (tmp_path / "ask" / "manifest.jsonl").write_text(json.dumps(row))
-    (tmp_path / "read" / "manifest.jsonl").write_text("")
-    run_conversations(tmp_path)
-    assert (tmp_path / "rows.jsonl").read_text() == ""
+    make_folder(tmp_path / "ask", [row])
+    assert make_rows(tmp_path)["sft"] == []
+
+
+def make_folder(folder: Path, rows: list[dict[str, object]]) -> None:
+    """A folder of recordings as the recipe has them."""
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        soundfile.write(folder / str(row["audio"]), sound(0.3), 16_000)
+    (folder / "manifest.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+
+def make_rows(folder: Path) -> dict[str, list[str]]:
+    """The lines of each stage's file, made from whatever folders are there."""
+    sources = [word for name in ("read", "ask", "real", "prompts") for word in (f"--{name}", str(folder / name))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["conversations.py", str(folder / "rows"), *sources, "--data", str(folder)])
+        recipe("conversations").main()
+    return {name: (folder / "rows" / f"{name}.jsonl").read_text().splitlines() for name in ("hear", "pretrain", "sft")}
 
 
 def test_rows_are_what_the_trainer_reads(tmp_path: Path, processor: Processor) -> None:
-    for name, extra in (("read", {}), ("ask", {"answer": "Rome.", "complete": False})):
-        (tmp_path / name / "audio").mkdir(parents=True)
-        rows = []
-        for i in range(20):
-            soundfile.write(tmp_path / name / "audio" / f"{i}.flac", sound(0.3), 16_000)
-            rows.append({"id": str(i), "text": f"hello {i}", "audio": f"audio/{i}.flac", "duration": 0.3, **extra})
-        (tmp_path / name / "manifest.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    run_conversations(tmp_path)
-    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
-    assert len(lines) >= 40
-    for line in lines:
-        example = build_example(json.loads(line), tmp_path, processor)
+    def of(name: str, **more: object) -> list[dict[str, object]]:
+        return [
+            {"id": str(i), "text": f"hello {i}", "audio": f"audio/{i}.flac", "duration": 0.3, **more} for i in range(9)
+        ]
+
+    make_folder(tmp_path / "read", of("read"))
+    make_folder(tmp_path / "real", of("real"))
+    make_folder(tmp_path / "ask", of("ask", answer="Rome.", complete=True))
+    make_folder(
+        tmp_path / "librispeech_excerpt", of("whole", gt="HELLO", split="train") + of("test", gt="SECRET", split="test")
+    )
+    kinds = ["rain", "rooster", "chainsaw", "helicopter"]
+    sounds = [{**row, "gt": kinds[i % 4], "fold": 1 + i % 4} for i, row in enumerate(of("esc"))]
+    make_folder(tmp_path / "esc10", sounds)
+    voices = [{**row, "gt": "joy", "speaker": ["08", "09", "12"][i % 3]} for i, row in enumerate(of("emodb"))]
+    make_folder(tmp_path / "emodb", voices)
+    made = make_rows(tmp_path)
+    assert len(made["hear"]) == 9 + 9 + 9 + 9 and len(made["sft"]) > 30
+    for line in (line for lines in made.values() for line in lines):
+        assert "secret" not in line.lower()
+        example = build_example(json.loads(line), tmp_path / "rows", processor)
         assert any(example.learnt)
         assert example.ids.count(processor.audio_token_id) == sum(clip.tokens for clip in example.clips)
+    labels = [json.loads(line) for line in made["pretrain"] if "esc10" in line]
+    assert {row["gt"] for row in labels} == {"rain", "rooster", "chainsaw"}  # the fourth fold is held out
+    assert sum("emodb" in line for line in made["pretrain"]) == 3 * 3  # of nine, six are of held-out speakers
 
 
-def run_conversations(folder: Path) -> None:
-    arguments = [
-        str(folder / "rows.jsonl"),
-        "--read",
-        str(folder / "read"),
-        "--ask",
-        str(folder / "ask"),
-        "--short",
-        "5",
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["conversations.py", *arguments])
-        recipe("conversations").main()
+def test_preferences() -> None:
+    preferences = recipe("preferences")
+    rng = random.Random(0)
+    for kind in preferences.THINGS:
+        for question in preferences.questions(kind, rng, each=5):
+            assert not question.contradicted_by(question.right), question
+            assert question.contradicted_by(question.wrong), question
+    loud = np.concatenate([np.zeros(16_000), np.ones(40_000), np.zeros(16_000)]).astype(np.float32)
+    assert preferences.loudest(loud) == (1.0, 3.5)
+    assert preferences.loudest(loud[:8000]) == (0.0, 0.5)
+
+
+def test_words_on_the_best_path() -> None:
+    """Two tokens, each clear in its own frames, with silence around them."""
+    scores = np.full((8, 2), -1.0, dtype=np.float32)
+    scores[2:4, 0], scores[6, 1] = 1.0, 1.0
+    assert recipe("cut_real").word_times(scores, 0.0) == [(2, 3), (6, 6)]

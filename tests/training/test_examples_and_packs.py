@@ -25,7 +25,7 @@ from qwen2_audio.processing.tokenizer import CONTROL_TOKENS, IM_END
 from qwen2_audio.training import losses
 from qwen2_audio.training.collate import pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
-from qwen2_audio.training.datasets import Example, JsonLinesDataset, _chat_pieces, build_example
+from qwen2_audio.training.datasets import Example, Rows, _chat_pieces, build_example
 from qwen2_audio.training.losses import hear, next_token_loss
 from tests.tiny import AUDIO_ID, END_OF_TEXT_ID, sound, tiny_model
 
@@ -144,7 +144,7 @@ def test_json_lines(processor: Processor, data: Path) -> None:
     ]
     file = data / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
-    dataset = JsonLinesDataset(file, processor, build_example)
+    dataset = Rows(str(file), processor, build_example)
     assert len(dataset) == 4
     assert learnt_text(processor, dataset[0]) == strange + "<|endoftext|>"
     assert [clip.frames for i in range(4) for clip in dataset[i].clips] == [50, 50, 110, 50, 110]
@@ -168,14 +168,14 @@ def test_bad_rows(processor: Processor, tmp_path: Path, line: str, named: str) -
     file = tmp_path / "rows.jsonl"
     file.write_text(line)
     with pytest.raises(UsageError, match=named):
-        JsonLinesDataset(file, processor, build_example)[0]
+        Rows(str(file), processor, build_example)[0]
 
 
 def test_unreadable_files(processor: Processor, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "none.jsonl", tmp_path / "rows.jsonl"):
         with pytest.raises(UsageError, match="cannot read the training data"):
-            JsonLinesDataset(path, processor, build_example)
+            Rows(str(path), processor, build_example)
 
 
 # packs
@@ -243,4 +243,4 @@ def test_loss_without_recordings_or_targets(model: Qwen2Audio) -> None:
 
 def test_settings_of_the_wrong_type() -> None:
     with pytest.raises(UsageError, match=r"write 1.0e-3"):
-        TrainConfig(model="a", data="b", out="c", learning_rate="1e-3")  # type: ignore[arg-type]
+        TrainConfig(model="a", data="b", out="c", warmup="1e-3")  # type: ignore[arg-type]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
-from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
-from qwen2_audio.training.lora import LoraLinear, add_lora, trained_state
+from qwen2_audio.training.groups import trained_state
+from qwen2_audio.training.lora import LoraLinear, add_lora
 from tests.tiny import tiny_model
 
-PATTERN = r"language_model\.model\.layers\.\d+\.(self_attn|mlp)\.\w+"
+PATTERN = r"language_model\.model\.layers\.\d+\.(self_attn|mlp)"
 IDS = torch.arange(3, 30)
+
+
+def layers_of(model: Qwen2Audio) -> list[str]:
+    return [
+        n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and re.fullmatch(PATTERN + r"\.\w+", n)
+    ]
 
 
 def logits(model: Qwen2Audio) -> torch.Tensor:
@@ -21,7 +29,7 @@ def logits(model: Qwen2Audio) -> torch.Tensor:
 
 def wrapped(*, moved: bool) -> Qwen2Audio:
     model = tiny_model()
-    add_lora(model, PATTERN, rank=4, scale=0.5)
+    add_lora(model, layers_of(model), rank=4, scale=0.5)
     if moved:
         torch.manual_seed(0)
         for name, parameter in model.named_parameters():
@@ -36,7 +44,8 @@ def test_starts_as_identity() -> None:
 
 def test_names_and_what_is_trained() -> None:
     model = tiny_model()
-    names = add_lora(model, PATTERN, rank=4, scale=0.5)
+    names = layers_of(model)
+    add_lora(model, names, rank=4, scale=0.5)
     layers = model.config.text.num_hidden_layers
     assert len(names) == 7 * layers
     assert set(trained_state(model)) == {f"{name}.lora_{m}" for name in names for m in "AB"}
@@ -49,11 +58,6 @@ def test_only_the_correction_learns() -> None:
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
     assert with_gradient == set(trained_state(model))
     assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.grad is not None)
-
-
-def test_pattern_without_match() -> None:
-    with pytest.raises(UsageError, match="no linear layer matches the LoRA target 'nothing'"):
-        add_lora(tiny_model(), "nothing", rank=4, scale=1.0)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -15,11 +15,12 @@ from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.training.collate import pack_pairs
-from qwen2_audio.training.config import TrainConfig
+from qwen2_audio.training.config import GroupConfig, TrainConfig
 from qwen2_audio.training.datasets import build_pair
 from qwen2_audio.training.lora import add_lora, without_lora
 from qwen2_audio.training.losses import answer_log_probs, hear, preference_loss
-from qwen2_audio.training.trainer import LOG, Trainer, train
+from qwen2_audio.training.tracking import LOG
+from qwen2_audio.training.trainer import Trainer, train
 from tests.tiny import sound, tiny_model
 
 ROWS = [
@@ -36,8 +37,9 @@ def plan(tmp_path: Path, folder: Path) -> TrainConfig:
     data = tmp_path / "pairs.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in ROWS))
     return TrainConfig(
-        model=str(folder), data=str(data), out=str(tmp_path / "run"), stage="dpo", train="", lora_rank=4,
-        lora_learning_rate=1e-2, batch_tokens=200, steps=25, precision="float32",
+        model=str(folder), data=str(data), out=str(tmp_path / "run"), stage="dpo", batch_tokens=200, steps=25,
+        projector=GroupConfig(), language_model=GroupConfig("lora", 1e-2, rank=4, alpha=8.0), precision="float32",
+        shuffle=False, trackers=(),
     )  # fmt: skip
 
 
@@ -83,7 +85,7 @@ def test_without_lora_is_the_model_before_it() -> None:
     model = tiny_model()
     with torch.no_grad():
         before = model(ids, [27])
-        add_lora(model, r"language_model\..*", rank=4, scale=1.0)
+        add_lora(model, [n for n, m in model.named_modules() if n.endswith("_proj")], rank=4, scale=1.0)
         for name, parameter in model.named_parameters():
             if name.endswith("lora_B"):
                 torch.nn.init.normal_(parameter)
@@ -103,7 +105,7 @@ def test_kept_reference_equals_the_model_without_lora(plan: TrainConfig) -> None
     """With a learning rate of 0 for the projector, both references are the same model."""
     plan = replace(plan, clip_norm=1e9)  # the projector's gradient would count in the norm
     train(plan, silent)
-    kept = replace(plan, train=r"multi_modal_projector\..*", learning_rate=0.0, out=plan.out + "-kept")
+    kept = replace(plan, projector=GroupConfig("full", 0.0), out=plan.out + "-kept")
     train(kept, silent)
     a, b = ([json.loads(line) for line in (Path(p.out) / LOG).read_text().splitlines()] for p in (plan, kept))
     assert [row["margin"] for row in a] == pytest.approx([row["margin"] for row in b], abs=1e-3)
@@ -113,7 +115,7 @@ def test_kept_reference_equals_the_model_without_lora(plan: TrainConfig) -> None
 
 def test_bad_plans(plan: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="augmented needs a reference that hears the same"):
-        Trainer(replace(plan, train=r"multi_modal_projector\..*", augmented=0.5), silent)
+        Trainer(replace(plan, projector=GroupConfig("full"), augmented=0.5), silent)
     file = tmp_path / "plain.jsonl"
     file.write_text('{"query": "Hi", "response": "Hello"}')
     with pytest.raises(UsageError, match='line 1: preference training needs rows with "chosen"'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from qwen2_audio.training.trainer import LOG
+from qwen2_audio.training.tracking import LOG
 from tests.tiny import sound
 
 TRAIN = ["-m", "qwen2_audio.cli.main", "train", "sft", "--config"]
@@ -32,8 +33,9 @@ def plan(tmp_path: Path, folder: Path) -> Path:
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     file = tmp_path / "run.yaml"
     file.write_text(
-        f"model: {folder}\ndata: {tmp_path}/rows.jsonl\nout: {tmp_path}/run\nsteps: 4\nlora_rank: 2\n"
-        "lora_learning_rate: 0.01\nprecision: float32\nsave_every: 1\ndevice: cpu\n"
+        f"model: {folder}\ndata: {tmp_path}/rows.jsonl\nout: {tmp_path}/run\nsteps: 4\nshuffle: false\n"
+        "language_model: {learn: lora, rank: 2, alpha: 4.0, learning_rate: 0.01}\nprecision: float32\nsave_every: 1\n"
+        "device: cpu\ntrackers: []\n"
     )
     return file
 
@@ -62,15 +64,17 @@ def test_two_processes_are_one(plan: Path, tmp_path: Path) -> None:
 
 def test_killed_and_run_again_is_never_killed(plan: Path, tmp_path: Path) -> None:
     whole, killed = (
-        [*TRAIN, str(plan), f"out={tmp_path}/{name}", "steps=12", "batch_tokens=90"] for name in ("whole", "killed")
+        [*TRAIN, str(plan), f"out={tmp_path}/{name}", "steps=12", "batch_tokens=90", "save_every=3"]
+        for name in ("whole", "killed")
     )
     run(whole)
     log = tmp_path / "killed" / LOG
-    with subprocess.Popen([sys.executable, *killed], env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 50
-        while not (log.exists() and len(log.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    for steps in sorted(random.Random(0).sample(range(2, 12), 3)):
+        with subprocess.Popen([sys.executable, *killed], env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 50
+            while not (log.exists() and len(log.read_text().splitlines()) >= steps) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
     run(killed)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert (tmp_path / "killed/trained.safetensors").read_bytes() == (

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -17,34 +16,21 @@ from qwen2_audio.checkpoints.merge import merge_trained, own_weights
 from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor
-from qwen2_audio.training.config import TrainConfig, load_train_config
-from qwen2_audio.training.datasets import JsonLinesDataset, build_example
-from qwen2_audio.training.trainer import LOG, STATE, Trainer, train
-from tests.tiny import sound
+from qwen2_audio.training.checkpointing import STATE, Checkpoints
+from qwen2_audio.training.config import GROUPS, GroupConfig, TrainConfig, load_train_config
+from qwen2_audio.training.datasets import Rows, build_example
+from qwen2_audio.training.tracking import LOG
+from qwen2_audio.training.trainer import Trainer, train
+from tests.training.plans import log_of, silent, small_plan
 
 
 @pytest.fixture
 def plan(tmp_path: Path, folder: Path) -> TrainConfig:
-    rows: list[dict[str, object]] = []
-    for i, text in enumerate(["the cat", "hello world", "the dog barked", "the man"]):
-        soundfile.write(tmp_path / f"{i}.wav", sound(0.3 + 0.2 * i, seed=i), 16_000)
-        content = [{"type": "audio", "audio": f"{i}.wav"}, {"type": "text", "text": "What is said?"}]
-        rows.append({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": text}]})
-        rows.append({"audio": f"{i}.wav", "prompt": "recognize the speech:", "gt": text})
-    data = tmp_path / "data.jsonl"
-    data.write_text("\n".join(json.dumps(row) for row in rows))
-    return TrainConfig(
-        model=str(folder), data=str(data), out=str(tmp_path / "run"), lora_rank=4, lora_learning_rate=1e-2,
-        learning_rate=1e-2, batch_tokens=150, steps=12, save_every=5, precision="float32",
-    )  # fmt: skip
-
-
-def silent(_: str) -> None:
-    pass
+    return small_plan(tmp_path, folder)
 
 
 def losses(plan: TrainConfig) -> list[float]:
-    return [json.loads(line)["loss"] for line in (Path(plan.out) / LOG).read_text().splitlines()]
+    return [row["loss"] for row in log_of(plan)]
 
 
 def test_loss_falls(plan: TrainConfig) -> None:
@@ -99,25 +85,28 @@ def test_a_signal_saves_first_and_nothing_is_lost(plan: TrainConfig) -> None:
 
 def test_a_run_is_not_mixed_with_another(plan: TrainConfig) -> None:
     train(replace(plan, steps=1), silent)
-    with pytest.raises(UsageError, match=r"was started with lora_rank=4, not 8; go on with that"):
-        Trainer(replace(plan, lora_rank=8), silent)
+    with pytest.raises(
+        UsageError, match=r"was started with language_model=.*'rank': 4.* not .*'rank': 8.*; go on with that"
+    ):
+        Trainer(replace(plan, language_model=replace(plan.language_model, rank=8)), silent)
     with pytest.raises(UsageError, match="holds a run already"):
         Trainer(replace(plan, resume="never"), silent)
-    resumed = Trainer(replace(plan, steps=3, save_every=1, learning_rate=0.5), silent)
+    resumed = Trainer(replace(plan, steps=3, save_every=1, projector=GroupConfig("full", 0.5)), silent)
     assert resumed.step == 1
-    assert resumed.optimizer.param_groups[1]["peak"] == 0.5
+    assert {g["name"]: g["peak"] for g in resumed.engine.optimizer.param_groups}["projector"] == 0.5
 
 
 def test_a_loss_that_is_no_number_ends_the_run(plan: TrainConfig) -> None:
-    plan = replace(plan, learning_rate=1e30, lora_learning_rate=1e30, clip_norm=1e30, warmup=0.0, save_every=1)
-    with pytest.raises(UsageError, match=r"no number any more at step \d+ .*read the lines \[\d"):
+    wild = {name: replace(getattr(plan, name), learning_rate=1e30) for name in ("projector", "language_model")}
+    plan = replace(plan, **wild, clip_norm=1e30, warmup=0.0, save_every=1)
+    with pytest.raises(UsageError, match=r"no number any more at step \d+ .*read .*data\.jsonl, line \d"):
         train(plan, silent)
-    saved = torch.load(Path(plan.out) / STATE, weights_only=True)
+    saved = torch.load(Checkpoints(Path(plan.out), 2).finished()[-1] / STATE, weights_only=True)
     assert saved["step"] == len(losses(plan)) >= 1
 
 
 def test_result_merges_into_the_model(plan: TrainConfig, folder: Path) -> None:
-    trainer = Trainer(replace(plan, lora_learning_rate=1e-3), silent)
+    trainer = Trainer(replace(plan, language_model=replace(plan.language_model, learning_rate=1e-3)), silent)
     result = trainer.run()
     model = load_model(folder)
     own_weights(model)
@@ -146,8 +135,8 @@ def test_hearing_is_learnt_from_what_is_spoken(plan: TrainConfig) -> None:
 
 
 def test_every_repetition_is_augmented_anew(plan: TrainConfig, processor: Processor) -> None:
-    data = JsonLinesDataset(Path(plan.data), processor, build_example, augmented=1.0)
-    plain = JsonLinesDataset(Path(plan.data), processor, build_example)
+    data = Rows(plan.data, processor, build_example, augmented=1.0)
+    plain = Rows(plan.data, processor, build_example)
     once, again, later = data[1], data[1], data[1 + len(data)]
     assert torch.equal(once.clips[0].mel, again.clips[0].mel)
     assert once.clips[0].mel.shape != later.clips[0].mel.shape
@@ -155,11 +144,12 @@ def test_every_repetition_is_augmented_anew(plan: TrainConfig, processor: Proces
 
 
 def test_recomputing_changes_nothing_but_the_memory(plan: TrainConfig) -> None:
-    encoder = r"(audio_tower|language_model\.model)\.layers\.\d+\.(fc1|mlp\.up_proj)"
+    some = {
+        "encoder": GroupConfig("lora", 1e-2, rank=4, targets=("fc1",)),
+        "language_model": GroupConfig("lora", 1e-2, rank=4, targets=("up_proj",)),
+    }
     a, b = (
-        load_file(
-            train(replace(plan, steps=4, lora=encoder, recompute=recompute, out=f"{plan.out}-{recompute}"), silent)
-        )
+        load_file(train(replace(plan, steps=4, **some, recompute=recompute, out=f"{plan.out}-{recompute}"), silent))
         for recompute in (False, True)
     )
     for name, tensor in a.items():
@@ -167,12 +157,20 @@ def test_recomputing_changes_nothing_but_the_memory(plan: TrainConfig) -> None:
 
 
 def test_only_what_is_asked_for_is_trained(plan: TrainConfig) -> None:
-    trainer = Trainer(replace(plan, lora="", train=r"multi_modal_projector\.linear\.bias"), silent)
-    assert [n for n, p in trainer.model.named_parameters() if p.requires_grad] == ["multi_modal_projector.linear.bias"]
-    with pytest.raises(UsageError, match="nothing to train"):
-        Trainer(replace(plan, lora="", train="nothing"), silent)
-    with pytest.raises(UsageError, match="LoRA target"):
-        Trainer(replace(plan, lora="nothing"), silent)
+    frozen = replace(plan, projector=GroupConfig(), language_model=GroupConfig())
+    with pytest.raises(UsageError, match="nothing learns"):
+        Trainer(frozen, silent)
+    trainer = Trainer(replace(frozen, projector=GroupConfig("full")), silent)
+    assert trainer.learns == [f"multi_modal_projector.linear.{name}" for name in ("weight", "bias")]
+    every = replace(frozen, **{name: GroupConfig("full") for name in GROUPS})
+    names = {name for name, _ in trainer.model.named_parameters()}
+    assert names - set(Trainer(every, silent).learns) == {"audio_tower.embed_positions.weight"}
+
+
+def test_each_part_has_its_own_learning_rate(plan: TrainConfig) -> None:
+    rates = dict(zip(GROUPS, (1e-3, 2e-3, 3e-3, 4e-3, 5e-3), strict=True))
+    trainer = Trainer(replace(plan, **{name: GroupConfig("full", rate) for name, rate in rates.items()}), silent)
+    assert {group["name"]: group["peak"] for group in trainer.engine.optimizer.param_groups} == rates
 
 
 def test_bad_data_is_named(plan: TrainConfig, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ Adapters name layers as the classes of their time did; both generations are read
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,30 +22,37 @@ from qwen2_audio.errors import CheckpointError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_MAGNITUDE = ".lora_magnitude_vector"
 _PROJECTOR = "multi_modal_projector"
-_REFUSED = ("use_dora", "alpha_pattern", "use_qalora", "lora_bias", "trainable_token_indices")
+_REFUSED = ("use_qalora", "lora_bias", "trainable_token_indices")
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """scale * B @ A, to be added to a weight [out, in].
+    """scale * B @ A, to be added to a weight [out, in]; with DoRA the rows of the sum then get new lengths.
 
     Attributes:
         A: [rank, in].
         B: [out, rank].
+        magnitude: [out], the rows' lengths (DoRA), or None.
     """
 
     A: Tensor
     B: Tensor
     scale: float
+    magnitude: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in); (0, 0) where the ranks of both do not fit."""
         return (self.B.shape[0], self.A.shape[1]) if self.B.shape[1] == self.A.shape[0] else (0, 0)
 
-    def product(self) -> Tensor:
-        return self.scale * (self.B @ self.A)
+    def apply(self, weight: Tensor) -> Tensor:
+        """The corrected weight, float32."""
+        corrected = weight.float() + self.scale * (self.B @ self.A)
+        if self.magnitude is None:
+            return corrected
+        return corrected * (self.magnitude / corrected.norm(dim=1))[:, None]
 
 
 def is_adapter(path: Path) -> bool:
@@ -77,15 +86,29 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Correction]
             other = tensors.get(name.removesuffix(_A) + _B)
             if other is None:
                 raise CheckpointError(f"{folder} holds only one half of the correction {name}; it is damaged")
-            rank = tensor.shape[0]
-            scale = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
-            corrections[_published(stem.removesuffix(_A) + ".weight")] = Correction(tensor, other, scale)
+            layer, rank = stem.removesuffix(_A), tensor.shape[0]
+            alpha = float(_of_layer(config.get("alpha_pattern"), layer, config["lora_alpha"]))
+            scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+            magnitude = tensors.get(name.removesuffix(_A) + _MAGNITUDE)
+            if bool(config.get("use_dora")) != (magnitude is not None):
+                raise CheckpointError(
+                    f"{folder} says use_dora={config.get('use_dora')}, which {name} contradicts; it is damaged"
+                )
+            corrections[_published(layer + ".weight")] = Correction(tensor, other, scale, magnitude)
+        elif stem.endswith(_MAGNITUDE):
+            continue
         elif stem.endswith(_B):
             if name.removesuffix(_B) + _A not in tensors:
                 raise CheckpointError(f"{folder} holds only one half of the correction {name}; it is damaged")
         else:
             whole[_published(stem)] = tensor
     return whole, corrections
+
+
+def _of_layer(pattern: dict[str, Any] | None, layer: str, default: Any) -> Any:
+    """What peft's rank_pattern or alpha_pattern says of a layer: keys are regular expressions of the end of its name."""
+    found = (value for key, value in (pattern or {}).items() if re.fullmatch(rf"(.*\.)?({key})", layer))
+    return next(found, default)
 
 
 def _published(name: str) -> str:
@@ -105,19 +128,26 @@ def write_adapter(folder: Path, whole: dict[str, Tensor], corrections: dict[str,
     if beyond or not corrections:
         what = f"{beyond[0]} was trained in full" if beyond else "there is no LoRA in it"
         raise CheckpointError(f"this cannot be an adapter: {what}; merge it into a model instead")
-    shapes = {(correction.A.shape[0], correction.scale) for correction in corrections.values()}
-    if len(shapes) > 1:
-        raise CheckpointError("this cannot be an adapter: its corrections differ in rank or scale; merge it instead")
-    ((rank, scale),) = shapes
+    dora = {correction.magnitude is not None for correction in corrections.values()}
+    if len(dora) > 1:
+        raise CheckpointError("this cannot be an adapter: some layers have DoRA, others LoRA; merge it instead")
     tensors: dict[str, Tensor] = {_PREFIX + modern(name): tensor for name, tensor in whole.items()}
     layers = {modern(name).removesuffix(".weight"): correction for name, correction in corrections.items()}
     for layer, correction in layers.items():
         tensors[f"{_PREFIX}{layer}{_A}"], tensors[f"{_PREFIX}{layer}{_B}"] = correction.A, correction.B
+        if correction.magnitude is not None:
+            tensors[f"{_PREFIX}{layer}{_MAGNITUDE}"] = correction.magnitude
+    shapes = Counter((correction.A.shape[0], correction.scale) for correction in corrections.values())
+    (rank, scale), _ = shapes.most_common(1)[0]
+    others = {layer: c for layer, c in layers.items() if (c.A.shape[0], c.scale) != (rank, scale)}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": scale * rank,
+        "rank_pattern": {layer: correction.A.shape[0] for layer, correction in others.items()},
+        "alpha_pattern": {layer: correction.scale * correction.A.shape[0] for layer, correction in others.items()},
+        "use_dora": dora == {True},
         "lora_dropout": 0.0,
         "target_modules": sorted(layers),
         "modules_to_save": [_PROJECTOR] if whole else None,

@@ -12,7 +12,7 @@ from qwen2_audio.checkpoints.adapter import Correction, is_adapter, read_adapter
 from qwen2_audio.errors import CheckpointError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 
-A, B = ".lora_A", ".lora_B"
+A, B, MAGNITUDE = ".lora_A", ".lora_B", ".lora_magnitude"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def merge_trained(model: Qwen2Audio, path: Path) -> list[str]:
         if shape != tuple(state[target].shape):
             other = f"{list(shape)} instead of {list(state[target].shape)}"
             raise CheckpointError(f"{path} has {target} in the shape {other}; it is of another model")
-        changes[target] = trained.whole[target] if correction is None else state[target].float() + correction.product()
+        changes[target] = trained.whole[target] if correction is None else correction.apply(state[target])
     for target, new in changes.items():
         state[target].copy_(new)
     return sorted(changes)
@@ -64,7 +64,7 @@ def own_weights(model: Qwen2Audio) -> None:
 
 
 def read_trained(path: Path) -> Trained:
-    """The result of a training run: `NAME.lora_A` and `NAME.lora_B` are corrections of `NAME.weight`."""
+    """The result of a training run: `NAME.lora_A`, `NAME.lora_B` (and `NAME.lora_magnitude`) correct `NAME.weight`."""
     try:
         with safe_open(path, framework="pt") as file:
             scale = float((file.metadata() or {})["lora_scale"])
@@ -73,11 +73,13 @@ def read_trained(path: Path) -> Trained:
         raise CheckpointError(f"{path} is not what a training run gives (it has no lora_scale)") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    whole = {name: tensor for name, tensor in tensors.items() if not name.endswith((A, B))}
-    stems = sorted({name.removesuffix(A).removesuffix(B) for name in tensors.keys() - whole.keys()})
+    whole = {name: tensor for name, tensor in tensors.items() if not name.endswith((A, B, MAGNITUDE))}
+    stems = sorted({name.rpartition(".")[0] for name in tensors.keys() - whole.keys()})
     corrections = {}
     for stem in stems:
         if not {stem + A, stem + B} <= tensors.keys():
             raise CheckpointError(f"{path} holds only one half of the correction of {stem}.weight; it is damaged")
-        corrections[f"{stem}.weight"] = Correction(tensors[stem + A], tensors[stem + B], scale)
+        corrections[f"{stem}.weight"] = Correction(
+            tensors[stem + A], tensors[stem + B], scale, tensors.get(stem + MAGNITUDE)
+        )
     return Trained(whole, corrections)

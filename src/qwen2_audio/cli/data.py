@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,7 +23,9 @@ def _data() -> None:
 
 @data.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="A JSON-lines file.", show_default=False)],
+    file: Annotated[
+        str, typer.Argument(help="A file of JSON lines, a webdataset tar, or datasets:NAME.", show_default=False)
+    ],
     model: Annotated[str, typer.Option("--model", "-m", help="Whose tokenizer and context count.")] = "mini",
     workers: Annotated[int, typer.Option(min=1, help="Recordings read at once.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

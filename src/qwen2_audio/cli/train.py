@@ -1,8 +1,8 @@
-"""`qwen2-audio train`: one of the three stages, from a configuration file."""
+"""`qwen2-audio train`: one of the three stages, from a configuration file; and the curves of a run."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,27 +10,35 @@ import typer
 
 from qwen2_audio.cli.terminal import say
 
+train = typer.Typer(no_args_is_help=True, help="Train a model, or look at how it went.")
 
-class Stage(StrEnum):
-    """The stages in the order in which a model goes through them."""
-
-    PRETRAIN = "pretrain"
-    SFT = "sft"
-    DPO = "dpo"
+Config = Annotated[Path, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
+Changes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="In place of what the file says.")]
 
 
-def train(
-    stage: Annotated[Stage, typer.Argument(help="pretrain and sft learn to answer, dpo which answer is better.")],
-    config: Annotated[Path, typer.Option("--config", "-c", help="A YAML file; see configs/.")],
-    changes: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="In place of what the file says.")
-    ] = None,
-) -> None:
-    """Train, or go on where a run was stopped. Started by torchrun or accelerate, all processes train together.
+def _stage(name: str, about: str) -> None:
+    def run(config: Config, changes: Changes = None) -> None:
+        from qwen2_audio.training.config import load_train_config
+        from qwen2_audio.training.trainer import train as start
 
-    The last line of the output is the file with what was trained. Ctrl-C and SIGTERM save first.
-    """
-    from qwen2_audio.training.config import load_train_config
-    from qwen2_audio.training.trainer import train as run
+        print(start(load_train_config(config, [*(changes or []), f"stage={name}"]), say))
 
-    print(run(load_train_config(config, [*(changes or []), f"stage={stage.value}"]), say))
+    ends = (
+        "The same command goes on where a run was stopped; Ctrl-C and SIGTERM save first. Started by accelerate or torchrun, "
+        "all processes train together. The last line of the output is the file with what was trained."
+    )
+    command: Callable[[Callable[..., None]], object] = train.command(name, help=f"{about}\n\n{ends}")
+    command(run)
+
+
+_stage("pretrain", "Stage 1: learn the next token, from recordings with the base model's bare prompts.")
+_stage("sft", "Stage 2: learn the answers of conversations; also fine-tuning.")
+_stage("dpo", "Stage 3: learn which of two answers is better.")
+
+
+@train.command()
+def plot(run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)]) -> None:
+    """Draw the curves of a run to RUN/curves.png. The last line of the output is that file."""
+    from qwen2_audio.training.plot import plot as draw
+
+    print(draw(run))

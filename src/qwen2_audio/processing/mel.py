@@ -53,21 +53,22 @@ class Clip:
         return self.frames * HOP_LENGTH / SAMPLE_RATE
 
 
-def _hz_to_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Slaney: linear below 1 kHz, logarithmic above
+def hz_to_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Slaney's scale: linear below 1 kHz, logarithmic above."""
     linear = 3.0 * hz / 200.0
     return np.where(hz < 1000.0, linear, 15.0 + np.log(np.maximum(hz, 1.0) / 1000.0) * (27.0 / np.log(6.4)))
 
 
-def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+def mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of `hz_to_mel`."""
     return np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * np.exp(np.log(6.4) / 27.0 * (mel - 15.0)))
 
 
 @lru_cache(maxsize=4)
 def mel_filters(bins: int) -> Tensor:
     """The Slaney mel filter bank, float32 [bins, n_fft / 2 + 1], 0 to 8 kHz."""
-    top = _hz_to_mel(np.array([SAMPLE_RATE / 2.0]))[0]
-    edges = _mel_to_hz(np.linspace(0.0, top, bins + 2))
+    top = hz_to_mel(np.array([SAMPLE_RATE / 2.0]))[0]
+    edges = mel_to_hz(np.linspace(0.0, top, bins + 2))
     bin_hz = np.linspace(0.0, SAMPLE_RATE / 2.0, N_FFT // 2 + 1)
     slopes = edges[:, None] - bin_hz[None]
     widths = np.diff(edges)

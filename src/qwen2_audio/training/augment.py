@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import soxr
+import torch
 from numpy.typing import NDArray
+
+from qwen2_audio.processing.mel import Clip, hz_to_mel, mel_to_hz
 
 RATE = 16_000
 LONGEST = 28.0  # seconds, for a voice made slower: with the padding it must stay below 30
@@ -74,3 +79,36 @@ def _convolve(wave: Wave, response: NDArray[np.floating]) -> Wave:
     size = wave.shape[0] + response.shape[0] - 1
     out = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(response, size), size)
     return out[: wave.shape[0]].astype(np.float32)
+
+
+def augment_mel(clip: Clip, rng: np.random.Generator) -> Clip:
+    """A randomly changed copy of a clip's features: another vocal tract, and bands and moments that cannot be heard
+    (SpecAugment, Park et al. 2019)."""
+    mel = clip.mel
+    if rng.random() < 0.6:
+        mel = warp(mel, float(rng.uniform(0.87, 1.15)))
+    if rng.random() < 0.6:
+        mel = mel.clone()
+        bins, frames = mel.shape
+        quiet = float(mel.mean())
+        for _ in range(int(rng.integers(0, 3))):
+            width = int(rng.integers(1, 11))
+            at = int(rng.integers(0, bins - width))
+            mel[at : at + width] = quiet
+        for _ in range(int(rng.integers(0, 1 + frames // 150))):
+            width = int(rng.integers(1, 25))
+            at = int(rng.integers(0, max(frames - width, 1)))
+            mel[:, at : at + width] = quiet
+    return replace(clip, mel=mel)
+
+
+def warp(mel: torch.Tensor, factor: float) -> torch.Tensor:
+    """Features [mel_bins, frames] in which each frequency holds what stood at `factor` times it: above 1 a longer vocal
+    tract, below 1 a shorter one."""
+    bins = mel.shape[0]
+    top = hz_to_mel(np.array([RATE / 2.0]))[0]
+    hz = mel_to_hz(np.linspace(0.0, top, bins + 2)[1:-1])
+    at = np.clip(hz_to_mel(hz * factor) / top * (bins + 1) - 1, 0, bins - 1)
+    low = np.minimum(at.astype(int), bins - 2)
+    share = torch.from_numpy((at - low).astype(np.float32))[:, None]
+    return mel[low] * (1 - share) + mel[low + 1] * share

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from qwen2_audio.config import HOP_LENGTH, SAMPLE_RATE
-from qwen2_audio.errors import Qwen2AudioError, UsageError
+from qwen2_audio.errors import Qwen2AudioError
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.training.datasets import Example, build_example, build_pair
 from qwen2_audio.training.rows import BareRow, PreferenceRow, parse_row
+from qwen2_audio.training.sources import Source, open_source
 
 _AT_ONCE = 256
 
@@ -23,7 +21,7 @@ class DataReport:
     """What `check_data` found.
 
     Attributes:
-        errors: line number (from 1) and what is wrong there.
+        errors: line or row number (from 1) and what is wrong there.
         kinds: rows of each kind: "chat", "bare", "preference".
         clips, seconds: recordings heard, and how long they are together.
         lengths: tokens of each good row (of a preference: its longer answer).
@@ -48,39 +46,34 @@ class DataReport:
 
 
 def check_data(
-    path: Path, processor: Processor, *, workers: int = 2, progress: Callable[[int, int], None] | None = None
+    data: str, processor: Processor, *, workers: int = 2, progress: Callable[[int, int], None] | None = None
 ) -> DataReport:
-    """Build every example of a JSON-lines file, its recordings included.
+    """Build every example of a source of rows, its recordings included.
 
     Args:
+        data: see `qwen2_audio.training.sources`.
         progress: called with (rows read, rows) now and then.
 
     Raises:
         UsageError: the file cannot be read. What is wrong inside is in the report.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read the training data {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    source = open_source(data)
     report = DataReport()
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(numbered), _AT_ONCE):
-            part = numbered[start : start + _AT_ONCE]
-            built = pool.map(lambda item: _build(item[1], path.parent, processor), part)
-            for (number, _), result in zip(part, built, strict=True):
-                _enter(report, number, result)
+        for start in range(0, len(source), _AT_ONCE):
+            part = range(start, min(start + _AT_ONCE, len(source)))
+            built = pool.map(lambda index: _build(source, index, processor), part)
+            for index, result in zip(part, built, strict=True):
+                _enter(report, source.line(index), result)
             if progress:
-                progress(start + len(part), len(numbered))
+                progress(part.stop, len(source))
     return report
 
 
-def _build(line: str, folder: Path, processor: Processor) -> tuple[str, list[Example]] | str:
+def _build(source: Source, index: int, processor: Processor) -> tuple[str, list[Example]] | str:
     """The kind of a row and its examples, or what is wrong with it."""
     try:
-        row: Any = json.loads(line)
+        row, folder = source.row(index), source.folder
         parsed = parse_row(row, folder)
         if isinstance(parsed, PreferenceRow):
             return "preference", list(build_pair(row, folder, processor))

@@ -27,7 +27,8 @@ class Pack:
         spoken: for each recording the tokens said in it, [] where they are not known.
         predict_at: int64 [targets], positions whose logits are wanted.
         targets: int64 [targets], the tokens that follow them.
-        positions: of pairs: where in the data each stands.
+        rows: of pairs: the number of each row in the data.
+        pieces: parts in which the head is run, 0 for as many as the targets need; processes that share it must agree.
     """
 
     ids: Tensor
@@ -37,7 +38,8 @@ class Pack:
     spoken: list[list[int]]
     predict_at: Tensor
     targets: Tensor
-    positions: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    pieces: int = 0
 
     @property
     def sequence_of_targets(self) -> Tensor:
@@ -68,7 +70,7 @@ def pack_pairs(pairs: Sequence[tuple[int, Example, Example]]) -> Pack:
     """Lay pairs of examples with the same clips end to end (first, second, first, second, ...); each clip is kept once.
 
     Args:
-        pairs: where in the data it stands, and both examples.
+        pairs: the number of its row in the data, and both examples.
     """
     whole = pack([example for _, *both in pairs for example in both])
     clips: list[Clip] = []
@@ -79,7 +81,7 @@ def pack_pairs(pairs: Sequence[tuple[int, Example, Example]]) -> Pack:
         hears += own + own
         clips += first.clips
         spoken += [first.spoken] * len(first.clips)
-    return replace(whole, clips=clips, hears=hears, spoken=spoken, positions=[position for position, *_ in pairs])
+    return replace(whole, clips=clips, hears=hears, spoken=spoken, rows=[row for row, *_ in pairs])
 
 
 def pack_by_tokens(items: Iterable[Item], limit: int, size_of: Callable[[Item], int]) -> Iterator[list[Item]]:

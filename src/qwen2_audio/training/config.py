@@ -3,14 +3,71 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen2_audio.errors import UsageError
 
-LANGUAGE_LAYERS = r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+@dataclass(frozen=True, slots=True)
+class GroupConfig:
+    """How one part of the model learns.
+
+    Attributes:
+        learn: "frozen", "full" (all its weights) or "lora" (a low-rank correction of its linear layers).
+        learning_rate: at the schedule's peak.
+        rank: of the corrections.
+        alpha: their scale is alpha / rank, or alpha / sqrt(rank) for "rslora".
+        targets: last names of the linear layers that are corrected, all when empty.
+        kind: "lora" (Hu et al. 2021), "rslora" (Kalajdzievski 2023) or "dora" (Liu et al. 2024).
+    """
+
+    learn: str = "frozen"
+    learning_rate: float = 1e-4
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+    kind: str = "lora"
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_choice(self, "learn", ("frozen", "full", "lora"))
+        _check_choice(self, "kind", ("lora", "rslora", "dora"))
+        _check(self.rank > 0, "rank", "above 0", self.rank)
+        _check(self.alpha > 0, "alpha", "above 0", self.alpha)
+        _check(self.learning_rate >= 0, "learning_rate", "at least 0", self.learning_rate)
+
+    @property
+    def scale(self) -> float:
+        """What the product of both low-rank matrices is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.kind == "rslora" else self.rank)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """Measuring while training.
+
+    Attributes:
+        data: JSON-lines file of the same shapes, or "" to measure nothing.
+        every: steps between two measurements; there is one at the end, too.
+        metric: "loss", or of generated answers "wer", "cer" (lower is better) or "accuracy" (equal texts; higher is better).
+        samples: rows that answers are generated for, from the file's start; the loss is measured on all.
+        max_new_tokens: of a generated answer.
+    """
+
+    data: str = ""
+    every: int = 100
+    metric: str = "loss"
+    samples: int = 32
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_choice(self, "metric", ("loss", "wer", "cer", "accuracy"))
+        for name in ("every", "samples", "max_new_tokens"):
+            _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,72 +77,99 @@ class TrainConfig:
     Attributes:
         stage: "pretrain", "sft" (both learn the next token) or "dpo" (learns from pairs of answers).
         model: the checkpoint to start from: a folder or any name that `load` takes.
-        start: safetensors file with tensors that replace the model's first (the projector's closed form), or "".
-        data: JSON-lines file; see `qwen2_audio.training.datasets`.
-        out: folder for the run's state, log and result.
-        train: regular expression of the parameters trained in full.
-        lora: regular expression of the linear layers that get a LoRA correction, "" for none.
-        spoken_weight: weight of `SpokenTokenLoss` beside the next-token loss, 0 for none; it needs rows with "spoken".
+        start: what another run trained, to go on from (or a file of whole tensors), or "".
+        data: a source of rows, or several with their weights; see `qwen2_audio.training.datasets`.
+        shuffle: read the rows in another order in each repetition.
+        out: folder for the run's checkpoints, log and result.
+        encoder, projector, language_model, embeddings, head: how each part of the model learns.
+        next_token_weight: weight of the loss of the next token; with 0 the language model is not run at all.
+        spoken_weight: weight of `SpokenTokenLoss` beside it, 0 for none; it needs rows with "spoken".
+        spoken_vocabulary: how many of the most frequent tokens compete in it.
         augmented: share of the recordings that are changed at random, each time anew; see `training.augment`.
         dpo_beta: how closely "dpo" keeps to the reference; greater is closer.
         dpo_sft_weight: weight of the chosen answers' own next-token loss beside it.
-        batch_tokens: tokens in one step's pack, on each process.
+        batch_tokens: tokens in one pack; a step takes `accumulate` packs on each process.
+        accumulate: packs whose gradients are added up for one step.
         recompute: keep only the layers' inputs and compute the rest again in the backward pass: a third more work for a
             fraction of the memory.
-        steps: optimizer steps; the data is read in order and again from its start when it ends.
+        feature_cache: folder in which a frozen encoder's outputs are kept, or "".
+        steps: optimizer steps; the data is read again from its start when it ends.
         minutes: when above 0, the schedule follows the clock and the run ends after so many minutes of training.
-        save_every: steps between two saved states.
-        device: "auto", "cpu", "cuda", ...
+        schedule: of the learning rates behind the warm-up: "cosine" (to 2 %), "linear" (to 2 %) or "constant".
+        warmup: share of the run in which the learning rates rise.
+        save_every: steps between two checkpoints.
+        keep: how many of the latest checkpoints stay; the best by `evaluation.metric` stays too.
         precision: of products and activations (weights that learn stay in float32): "float32", "bfloat16" (autocast),
             or "auto": bfloat16 where the device multiplies it natively.
+        quantize: "nf4" keeps frozen linear layers in 4 bits (QLoRA, Dettmers et al. 2023; needs bitsandbytes), "" does not.
         resume: "auto": go on where the run in `out` was stopped; "never": refuse a folder that holds one.
         workers: threads that read and prepare recordings ahead of the model; 0: none.
+        trackers: where the log goes beside log.jsonl: any of "tensorboard", "wandb", "swanlab".
     """
 
     model: str
-    data: str
+    data: str | Mapping[str, float]
     out: str
     stage: str = "pretrain"
     start: str = ""
-    train: str = r"multi_modal_projector\..*"
-    lora: str = LANGUAGE_LAYERS
-    lora_rank: int = 16
-    lora_scale: float = 2.0
-    lora_learning_rate: float = 5e-4
-    learning_rate: float = 1e-3
+    shuffle: bool = True
+    encoder: GroupConfig = field(default_factory=GroupConfig)
+    projector: GroupConfig = field(default_factory=lambda: GroupConfig("full", 1e-3))
+    language_model: GroupConfig = field(default_factory=lambda: GroupConfig("lora", 5e-4))
+    embeddings: GroupConfig = field(default_factory=GroupConfig)
+    head: GroupConfig = field(default_factory=GroupConfig)
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    warmup: float = 0.02
+    next_token_weight: float = 1.0
     spoken_weight: float = 0.0
+    spoken_vocabulary: int = 2048
     augmented: float = 0.0
     dpo_beta: float = 0.1
     dpo_sft_weight: float = 0.0
     batch_tokens: int = 1536
+    accumulate: int = 1
+    recompute: bool = False
+    feature_cache: str = ""
     steps: int = 1000
     minutes: float = 0.0
+    schedule: str = "cosine"
+    warmup: float = 0.02
     save_every: int = 50
-    recompute: bool = False
+    keep: int = 2
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    quantize: str = ""
     resume: str = "auto"
     workers: int = 0
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        kinds = {"str": str, "int": int, "float": int | float, "bool": bool}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, kinds[str(field.type)]) or (isinstance(value, bool) and field.type != "bool"):
-                hint = " (YAML takes 1e-3 for a text; write 1.0e-3)" if field.type == "float" else ""
-                raise UsageError(f"{field.name} must be of type {field.type}, got {value!r}{hint}")
-        for name in ("lora_rank", "batch_tokens", "steps", "save_every", "clip_norm", "dpo_beta"):
+        _check_types(self)
+        positive = "spoken_vocabulary batch_tokens accumulate steps save_every keep clip_norm dpo_beta"
+        for name in positive.split():
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in ("minutes", "spoken_weight", "dpo_sft_weight", "workers"):
+        for name in ("minutes", "next_token_weight", "spoken_weight", "dpo_sft_weight", "workers", "weight_decay"):
             _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        for name, known in _CHOICES.items():
-            _check(getattr(self, name) in known, name, f"one of {', '.join(known)}", getattr(self, name))
+        _check_choice(self, "stage", ("pretrain", "sft", "dpo"))
+        _check_choice(self, "precision", ("auto", "float32", "bfloat16"))
+        _check_choice(self, "quantize", ("", "nf4"))
+        _check_choice(self, "resume", ("auto", "never"))
+        _check_choice(self, "schedule", ("cosine", "linear", "constant"))
         _check(0 <= self.warmup < 1, "warmup", "a share of the run, at least 0 and below 1", self.warmup)
         _check(0 <= self.augmented <= 1, "augmented", "a share, 0 to 1", self.augmented)
+        if not self.next_token_weight and not self.spoken_weight:
+            raise UsageError("next_token_weight and spoken_weight are both 0; there is nothing to learn")
+        for name in self.trackers:
+            _check(name in TRACKERS, "trackers", f"any of {', '.join(TRACKERS)}", name)
+        for weight in self.data.values() if isinstance(self.data, Mapping) else ():
+            _check(isinstance(weight, int | float) and weight > 0, "data", "sources with weights above 0", weight)
+
+
+TRACKERS = ("tensorboard", "wandb", "swanlab")
+GROUPS = ("encoder", "projector", "language_model", "embeddings", "head")
+"""The parts of the model, by their names in `TrainConfig`."""
 
 
 def _check(valid: bool, name: str, rule: str, got: object) -> None:
@@ -93,18 +177,38 @@ def _check(valid: bool, name: str, rule: str, got: object) -> None:
         raise UsageError(f"{name} must be {rule}, got {got!r}")
 
 
-_CHOICES = {
-    "stage": ("pretrain", "sft", "dpo"),
-    "precision": ("auto", "float32", "bfloat16"),
-    "resume": ("auto", "never"),
+def _check_choice(config: Any, name: str, known: Sequence[str]) -> None:
+    value = getattr(config, name)
+    _check(value in known, name, f"one of {', '.join(word or 'empty' for word in known)}", value)
+
+
+_KINDS: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": int | float,
+    "bool": bool,
+    "tuple[str, ...]": tuple,
+    "str | Mapping[str, float]": str | Mapping,
 }
+
+
+def _check_types(config: Any) -> None:
+    for entry in fields(config):
+        value, kind = getattr(config, entry.name), str(entry.type)
+        wanted = _KINDS.get(kind)
+        if wanted is None:  # a nested configuration, which checks itself
+            wanted = (GroupConfig, EvalConfig)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+            hint = " (YAML takes 1e-3 for a text; write 1.0e-3)" if kind == "float" else ""
+            raise UsageError(f"{entry.name} must be of type {kind}, got {value!r}{hint}")
 
 
 def load_train_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML file; an unknown key is an error that names the nearest valid one.
 
     Args:
-        changes: `key=value` texts that replace what the file says; values are read as YAML.
+        changes: `key=value` texts that replace what the file says, `group.key=value` inside a group; values are read as
+            YAML.
     """
     import yaml
 
@@ -116,15 +220,43 @@ def load_train_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
             key, equals, value = change.partition("=")
             if not equals:
                 raise UsageError(f"{change!r} changes nothing; write key=value")
-            values[key] = "" if not value else yaml.safe_load(value)
-    except (OSError, yaml.YAMLError) as error:
+            _put(values, key, "" if not value else yaml.safe_load(value))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the training configuration {path}: {error}") from error
-    known = {field.name: field for field in fields(TrainConfig)}
-    for key in values:
+    try:
+        return _build(TrainConfig, values, "")
+    except (UsageError, TypeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *outer, last = key.split(".")
+    for name in outer:
+        if not isinstance(values.setdefault(name, {}), dict):
+            raise UsageError(f"{key}: {name} has no parts")
+        values = values[name]
+    values[last] = value
+
+
+def _build(kind: Any, values: Mapping[str, Any], inside: str) -> Any:
+    """A (nested) configuration from what was read; defaults of a group are those of the whole configuration."""
+    known = {entry.name: entry for entry in fields(kind)}
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            raise UsageError(f"{path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise UsageError(
+                f"unknown key {inside + str(key)!r}" + (f"; did you mean {inside + near[0]!r}?" if near else "")
+            )
+        default: Any = known[key].default_factory
+        if callable(default) and is_dataclass(start := default()):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{key} must hold `name: value` lines, got {value!r}")
+            given = {entry.name: getattr(start, entry.name) for entry in fields(start)} | dict(value)
+            arguments[key] = _build(type(start), given, f"{key}.")
+        else:
+            arguments[key] = tuple(value) if isinstance(value, list) else value
     try:
-        return TrainConfig(**values)
-    except TypeError as error:
-        raise UsageError(f"{path}: {error}") from error
+        return kind(**arguments)
+    except UsageError as error:
+        raise UsageError(f"{inside}{error}") from None

@@ -1,4 +1,4 @@
-"""Training examples: the rows of a JSON-lines file as token ids, clips and the mask of what is learnt.
+"""Training examples: rows as token ids, clips and the mask of what is learnt.
 
 Of a conversation every answer is learnt, its `<|im_end|>` included; of the base model's form the target, followed by
 `<|endoftext|>`. The shapes of rows are those of `qwen2_audio.training.rows`.
@@ -6,7 +6,6 @@ Of a conversation every answer is learnt, its `<|im_end|>` included; of the base
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +22,9 @@ from qwen2_audio.processing.conversation import AudioPart, Conversation
 from qwen2_audio.processing.mel import Clip
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
-from qwen2_audio.training.augment import augment
+from qwen2_audio.training.augment import augment, augment_mel
 from qwen2_audio.training.rows import ChatRow, PreferenceRow, parse_row
+from qwen2_audio.training.sources import Mixture, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,54 +56,67 @@ class Build(Protocol[Built]):
         """One row to what is learnt from it."""
 
 
-class JsonLinesDataset(Generic[Built]):
-    """The examples of one JSON-lines file, built when asked for.
+class Rows(Generic[Built]):
+    """The examples of a mixture of sources, built when asked for.
 
     Args:
+        data: a source, or several with weights; see `qwen2_audio.training.sources`.
         build: what becomes of a row.
         augmented: share of the recordings that are changed at random, each time anew; see `augment`.
-        seed: of those changes.
+        shuffle: another order in each repetition.
+        seed: of the order and of those changes.
     """
 
     def __init__(
-        self, path: Path, processor: Processor, build: Build[Built], *, augmented: float = 0.0, seed: int = 0
+        self,
+        data: str | Mapping[str, float],
+        processor: Processor,
+        build: Build[Built],
+        *,
+        augmented: float = 0.0,
+        shuffle: bool = False,
+        seed: int = 0,
     ) -> None:
-        self.path = path
+        self.mixture = Mixture(data, shuffle=shuffle, seed=seed)
         self._processor, self._build = processor, build
         self._augmented, self._seed = augmented, seed
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UsageError(f"cannot read the training data {path}: {reason}") from error
-        self._lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        if not self._lines:
-            raise UsageError(f"{path} holds no rows")
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self.mixture)
 
     def __getitem__(self, position: int) -> Built:
-        """The example at `position`, which counts on over the end of the file into its next repetition."""
-        number, line = self._lines[position % len(self)]
+        """The example at `position`, which counts on over the end of the data into its next repetition."""
         rng = np.random.default_rng((self._seed, position))
-        change = rng if rng.random() < self._augmented else None
-        try:
-            return self._build(json.loads(line), self.path.parent, self._processor, change)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{self.path}, line {number}: {error}") from error
+        return self._example(*self.mixture.at(position), rng if rng.random() < self._augmented else None)
 
-    def lines(self, positions: Iterable[int]) -> list[int]:
-        """Line numbers in the file, from 1, of positions."""
-        return [self._lines[position % len(self)][0] for position in positions]
+    def row(self, number: int) -> Built:
+        """The example of a row by its number among those of all sources, as it is."""
+        return self._example(*self.mixture.locate(number), None)
+
+    def _example(self, source: Source, index: int, change: np.random.Generator | None) -> Built:
+        try:
+            return self._build(source.row(index), source.folder, self._processor, change)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{source.place(index)}: {error}") from error
+
+    def places(self, positions: Iterable[int]) -> list[str]:
+        """Where the rows of positions stand."""
+        return [source.place(index) for source, index in map(self.mixture.at, positions)]
 
     def spoken_vocabulary(self, most: int) -> list[int]:
         """The `most` most frequent tokens among all that is known to be said."""
         counts: Counter[int] = Counter()
-        for _, line in self._lines:
-            if text := json.loads(line).get("spoken"):
-                counts.update(spoken_tokens(text, self._processor))
+        for source in self.mixture.sources:
+            for index in range(len(source)):
+                row = source.row(index)
+                if isinstance(row, Mapping) and (text := _said(row)):
+                    counts.update(spoken_tokens(text, self._processor))
         return [token for token, _ in counts.most_common(most)]
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    """What is known to be said in a row, without reading its recording."""
+    return str(row.get("spoken") or (row.get("text", "") if row.get("task") == "asr" else ""))
 
 
 def spoken_tokens(text: str, processor: Processor) -> list[int]:
@@ -163,7 +176,9 @@ def _audios(conversation: Conversation) -> list[AudioPart]:
 
 def _hear(audios: Sequence[AudioPart], processor: Processor, change: np.random.Generator | None) -> list[Clip]:
     waves = [load_part(audio) for audio in audios]
-    return [processor.clip(wave if change is None else augment(wave, change)) for wave in waves]
+    if change is None:
+        return [processor.clip(wave) for wave in waves]
+    return [augment_mel(processor.clip(augment(wave, change)), change) for wave in waves]
 
 
 def _assemble(

@@ -1,9 +1,9 @@
-"""LoRA (Hu et al. 2021): frozen linear layers with a trained low-rank correction beside them."""
+"""LoRA (Hu et al. 2021): frozen linear layers with a trained low-rank correction beside them; and DoRA (Liu et al. 2024), which
+learns the length of each row of the corrected weight apart from its direction. Both as `peft` has them."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,26 +12,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from qwen2_audio.errors import UsageError
+MATRICES = ("lora_A", "lora_B", "lora_magnitude")
 
 
 class LoraLinear(nn.Module):
-    """y = W x + b + scale * B (A x), with only A [rank, in] and B [out, rank] trained."""
+    """y = W x + b + scale * B (A x), with only A [rank, in] and B [out, rank] trained.
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
+    As DoRA: y = m * (W x + scale * B (A x)) / |W + scale * B A| + b, with the row lengths m [out] trained too.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, *, dora: bool = False) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scale = scale
         self.active = True
-        self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
-        self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.lora_magnitude = nn.Parameter(base.weight.detach().float().norm(dim=1)) if dora else None
 
     def forward(self, x: Tensor) -> Tensor:
+        base = self.base
         if not self.active:
-            return linear(x.to(self.base.weight.dtype), self.base.weight, self.base.bias)
-        base, B = self.base, self.lora_B * self.scale
-        return _LoraProduct.apply(x, base.weight, base.bias, self.lora_A, B)  # type: ignore[no-untyped-call]
+            return base(x) if quantized(base) else linear(x.to(base.weight.dtype), base.weight, base.bias)
+        if quantized(base):
+            return base(x) + self.scale * linear(linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B)
+        if self.lora_magnitude is None:
+            B = self.lora_B * self.scale
+            return _LoraProduct.apply(x, base.weight, base.bias, self.lora_A, B)  # type: ignore[no-untyped-call]
+        length = (base.weight + self.scale * self.lora_B @ self.lora_A).detach().norm(dim=1)
+        straight = linear(x.to(base.weight.dtype), base.weight) + self.scale * linear(
+            linear(x, self.lora_A), self.lora_B
+        )
+        out = straight * (self.lora_magnitude / length)
+        return out if base.bias is None else out + base.bias
+
+
+def quantized(layer: nn.Linear) -> bool:
+    """Whether the layer's weight is not a matrix of numbers but some packed form that only the layer can multiply."""
+    return not layer.weight.is_floating_point()
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -53,32 +73,28 @@ class _LoraProduct(torch.autograd.Function):
         return of_x, None, None, of_low.T @ x, gradient.T @ low
 
 
-def add_lora(model: nn.Module, pattern: str, rank: int, scale: float) -> list[str]:
-    """Wrap every linear layer whose whole name matches the regular expression `pattern`; returns their names.
-
-    Raises:
-        UsageError: no linear layer matches.
-    """
-    names = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and re.fullmatch(pattern, n)]
-    if not names:
-        raise UsageError(f"no linear layer matches the LoRA target {pattern!r}; names look like language_model.*")
+def add_lora(model: nn.Module, names: list[str], rank: int, scale: float, *, dora: bool = False) -> None:
+    """Wrap the linear layers of these names."""
     for name in names:
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        layer = getattr(parent, child)
-        setattr(parent, child, LoraLinear(layer, rank, scale))
-    return names
+        setattr(parent, child, LoraLinear(getattr(parent, child), rank, scale, dora=dora))
 
 
 def is_lora(name: str) -> bool:
-    """Whether a parameter's name is that of a LoRA matrix."""
-    return name.endswith((".lora_A", ".lora_B"))
+    """Whether a parameter's name is that of a part of a correction."""
+    return name.rpartition(".")[2] in MATRICES
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """All corrected layers by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 @contextmanager
 def without_lora(model: nn.Module) -> Iterator[None]:
     """The model as it was before LoRA, for as long as the block runs."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    layers = list(lora_layers(model).values())
     for layer in layers:
         layer.active = False
     try:
@@ -86,8 +102,3 @@ def without_lora(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.active = True
-
-
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Every trained parameter under its published name; LoRA matrices as `NAME.lora_A` and `NAME.lora_B`."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}

@@ -11,9 +11,15 @@ from torch.utils.checkpoint import checkpoint
 from qwen2_audio.config import audio_tokens
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.training.collate import Pack
+from qwen2_audio.training.feature_cache import FeatureCache
 
 HEAD_CHUNK = 256
 """Targets whose logits exist at once: with a vocabulary of 156,032, all of them would be most of a step's memory."""
+
+
+def head_pieces(batch: Pack) -> int:
+    """Parts in which the head is run over a pack's targets."""
+    return -(-len(batch.targets) // HEAD_CHUNK)
 
 
 def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
@@ -29,9 +35,10 @@ def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tenso
     def losses(part: Tensor, wanted: Tensor) -> Tensor:
         return cross_entropy(model.language_model.lm_head(part).float(), wanted, reduction="none")
 
-    if len(targets) <= HEAD_CHUNK:
+    pieces = batch.pieces or head_pieces(batch)
+    if pieces <= 1:
         return losses(hidden, targets)
-    parts = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
+    parts = zip(hidden.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
     return torch.cat([checkpoint(losses, part, wanted, use_reentrant=False) for part, wanted in parts])
 
 
@@ -40,17 +47,23 @@ def next_token_loss(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Ten
     return target_losses(model, batch, audio).sum()
 
 
-def hear(model: Qwen2Audio, batch: Pack) -> Tensor | None:
-    """Audio embeddings [audio_tokens, hidden_size] of the pack's clips, without gradients for a frozen encoder."""
+def hear(model: Qwen2Audio, batch: Pack, cache: FeatureCache | None = None) -> Tensor | None:
+    """Audio embeddings [audio_tokens, hidden_size] of the pack's clips, without gradients for a frozen encoder, whose outputs
+    may be kept in `cache`."""
     if not batch.clips:
         return None
     mels, frames = [clip.mel.to(model.device) for clip in batch.clips], [clip.frames for clip in batch.clips]
     frozen = not any(p.requires_grad for p in model.audio_tower.parameters())
-    with torch.set_grad_enabled(not frozen):
-        states = model.audio_tower(mels, frames)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        if cache is not None:
+            states = cache.encode(model.audio_tower, batch.clips, model.device)
+        else:
+            states = model.audio_tower(mels, frames)
     audio = model.multi_modal_projector(states)
     if batch.hears == list(range(len(batch.clips))):
         return audio
+    if not batch.hears:
+        return audio[:0]
     parts = audio.split([audio_tokens(clip.frames) for clip in batch.clips])
     return torch.cat([parts[clip] for clip in batch.hears])
 
@@ -100,13 +113,14 @@ class SpokenTokenLoss:
             return audio.new_zeros(())
         classes, index = torch.cat([*(tokens for _, tokens in pairs), self._vocabulary]).unique(return_inverse=True)
         names = normalize(self._embeddings[classes.to(audio.device)].float() - self._mean, dim=-1)
-        heard = normalize(pad_sequence([part for part, _ in pairs]) - self._mean, dim=-1)
+        heard = normalize(torch.cat([part for part, _ in pairs]) - self._mean, dim=-1)
         with torch.autocast(audio.device.type, enabled=False):
             likeness = heard @ names.T
-        scores = torch.cat([likeness, heard.new_full((*heard.shape[:2], 1), self.BLANK_COSINE)], dim=-1)
+        blank = heard.new_full((len(heard), 1), self.BLANK_COSINE)
+        scores = (self.SHARPNESS * torch.cat([likeness, blank], dim=-1)).log_softmax(-1)
         frames, lengths = (torch.tensor([len(pair[i]) for pair in pairs]) for i in (0, 1))
         return ctc_loss(
-            (self.SHARPNESS * scores).log_softmax(-1),
+            pad_sequence(scores.split(frames.tolist())),
             index[: int(lengths.sum())].to(audio.device),
             frames,
             lengths,

@@ -210,6 +210,8 @@ def _audio(value: Any, folder: Path) -> AudioPart:
     start, end = 0.0, None
     if isinstance(value, Mapping):
         start, end = value.get("start", 0.0), value.get("end")
+        if isinstance(value.get("bytes"), bytes):  # of a tar, or of the `datasets` library
+            return AudioPart(value["bytes"], start, end)
         given = [value[key] for key in _SOURCE_KEYS if value.get(key) is not None]
         if "input_audio" in value:
             return AudioPart(_base64(value["input_audio"]))

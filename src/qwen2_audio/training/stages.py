@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,32 +19,19 @@ from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.training.collate import Pack, pack, pack_pairs
 from qwen2_audio.training.config import TrainConfig
-from qwen2_audio.training.datasets import Example, JsonLinesDataset, build_example, build_pair
+from qwen2_audio.training.datasets import Build, Built, Example, Rows, build_example, build_pair
+from qwen2_audio.training.feature_cache import FeatureCache
 from qwen2_audio.training.lora import is_lora, without_lora
 from qwen2_audio.training.losses import SpokenTokenLoss, answer_log_probs, hear, next_token_loss, preference_loss
 
-SPOKEN_VOCABULARY = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What one process contributes to a step.
-
-    Attributes:
-        objective: what is descended, a sum over targets or pairs.
-        count: how many of them; the step divides by those of all processes.
-        shown: for the log, each value as (sum, how many it is the sum of).
-    """
-
-    objective: Tensor
-    count: int
-    shown: dict[str, tuple[float, int]]
+Shown: TypeAlias = dict[str, tuple[float, int]]
+"""For the log: each value as (sum, how many it is the sum of)."""
 
 
 class Stage(Protocol):
     """`Item` is whatever a position of the data gives; the trainer only passes it on."""
 
-    dataset: JsonLinesDataset[Any]
+    dataset: Rows[Any]
 
     def item(self, position: int) -> Any:
         """What stands at a position of the data, which counts on over its end into its next repetition."""
@@ -56,21 +42,23 @@ class Stage(Protocol):
     def pack(self, items: Sequence[Any]) -> Pack:
         """Items to one batch."""
 
-    def sums(self, model: Qwen2Audio, batch: Pack) -> Sums:
-        """The loss of a batch."""
+    def count(self, batch: Pack) -> int:
+        """Of what the loss of a batch is a sum; a step divides once, by those of all its packs on all processes."""
+
+    def sums(self, model: Qwen2Audio, batch: Pack) -> tuple[Tensor, Shown]:
+        """The loss of a batch, a sum, and what it shows."""
 
 
 class NextToken:
     """Pre-training and supervised fine-tuning."""
 
     def __init__(self, config: TrainConfig, model: Qwen2Audio, processor: Processor) -> None:
-        self.dataset = JsonLinesDataset(
-            Path(config.data), processor, build_example, augmented=config.augmented, seed=config.seed
-        )
-        self._weight = config.spoken_weight
+        self.dataset = _rows(config, processor, build_example)
+        self._cache = _cache(config, model)
+        self._weight, self._next_weight = config.spoken_weight, config.next_token_weight
         self._spoken: SpokenTokenLoss | None = None
         if config.spoken_weight:
-            vocabulary = self.dataset.spoken_vocabulary(SPOKEN_VOCABULARY)
+            vocabulary = self.dataset.spoken_vocabulary(config.spoken_vocabulary)
             if not vocabulary:
                 raise UsageError(f'spoken_weight needs rows with "spoken", and {config.data} has none')
             self._spoken = SpokenTokenLoss(model.language_model.model.embed_tokens.weight, vocabulary)
@@ -84,39 +72,48 @@ class NextToken:
     def pack(self, items: Sequence[Example]) -> Pack:
         return pack(items)
 
-    def sums(self, model: Qwen2Audio, batch: Pack) -> Sums:
-        audio = hear(model, batch)
-        loss = next_token_loss(model, batch, audio)
-        shown = {"loss": (float(loss.detach()), len(batch.targets))}
+    def count(self, batch: Pack) -> int:
+        return len(batch.targets) if self._next_weight else sum(map(len, batch.spoken))
+
+    def sums(self, model: Qwen2Audio, batch: Pack) -> tuple[Tensor, Shown]:
+        audio = hear(model, batch, self._cache)
+        loss = torch.zeros((), device=model.device)
+        shown: Shown = {}
+        if self._next_weight:
+            following = next_token_loss(model, batch, audio)
+            shown["loss"] = (float(following.detach()), len(batch.targets))
+            loss = loss + self._next_weight * following
         if self._spoken is not None:
             spoken = self._spoken(audio, batch) if audio is not None else loss.new_zeros(())
             shown["spoken"] = (float(spoken.detach()), sum(map(len, batch.spoken)))
             loss = loss + self._weight * spoken
-        return Sums(loss, len(batch.targets), shown)
+        return loss, shown
 
 
 class Preference:
     """Direct preference optimisation. A clip is encoded once for both answers.
 
-    The reference is the model as it was: where only LoRA learns, the same model without it; else its log-probabilities,
+    The reference is the model as it was: where only a new LoRA learns, the same model without it; else its log-probabilities,
     computed once before the first step and kept beside the run.
     """
 
     def __init__(
-        self, config: TrainConfig, model: Qwen2Audio, processor: Processor, say: Callable[[str], None]
+        self, config: TrainConfig, model: Qwen2Audio, processor: Processor, say: Callable[[str], None], name: str
     ) -> None:
-        self.dataset = JsonLinesDataset(
-            Path(config.data), processor, build_pair, augmented=config.augmented, seed=config.seed
-        )
+        self.dataset = _rows(config, processor, build_pair)
+        self._cache = _cache(config, model)
         self._beta, self._sft_weight = config.dpo_beta, config.dpo_sft_weight
         self._kept: dict[int, list[float]] | None = None
-        if not all(is_lora(name) for name, p in model.named_parameters() if p.requires_grad):
+        only_lora = all(is_lora(name) for name, p in model.named_parameters() if p.requires_grad)
+        if config.start or not only_lora:
             if config.augmented:
-                raise UsageError("augmented needs a reference that hears the same; set it to 0, or train only LoRA")
-            self._kept = self._reference(model, Path(config.out) / "reference.jsonl", say)
+                raise UsageError(
+                    "augmented needs a reference that hears the same; set it to 0, or train only a new LoRA"
+                )
+            self._kept = self._reference(model, Path(config.out) / f"{name}.jsonl", say)
 
     def item(self, position: int) -> tuple[int, Example, Example]:
-        return position, *self.dataset[position]
+        return self.dataset.mixture.number(position), *self.dataset[position]
 
     def size(self, item: tuple[int, Example, Example]) -> int:
         return len(item[1].ids) + len(item[2].ids)
@@ -124,14 +121,16 @@ class Preference:
     def pack(self, items: Sequence[tuple[int, Example, Example]]) -> Pack:
         return pack_pairs(items)
 
-    def sums(self, model: Qwen2Audio, batch: Pack) -> Sums:
-        learnt = answer_log_probs(model, batch, hear(model, batch))
+    def count(self, batch: Pack) -> int:
+        return len(batch.lengths) // 2
+
+    def sums(self, model: Qwen2Audio, batch: Pack) -> tuple[Tensor, Shown]:
+        learnt = answer_log_probs(model, batch, hear(model, batch, self._cache))
         if self._kept is None:
             with torch.no_grad(), without_lora(model):
-                reference = answer_log_probs(model, batch, hear(model, batch))
+                reference = answer_log_probs(model, batch, hear(model, batch, self._cache))
         else:
-            rows = [position % len(self.dataset) for position in batch.positions]
-            reference = torch.tensor([self._kept[row] for row in rows], device=learnt.device).flatten()
+            reference = torch.tensor([self._kept[row] for row in batch.rows], device=learnt.device).flatten()
         chosen, rejected = learnt[0::2], learnt[1::2]
         losses = preference_loss(chosen, rejected, reference[0::2], reference[1::2], self._beta)
         margins = self._beta * ((chosen - reference[0::2]) - (rejected - reference[1::2])).detach()
@@ -145,7 +144,7 @@ class Preference:
         if self._sft_weight:
             tokens = batch.targets_of_sequences[0::2].to(chosen.device)
             objective = objective - self._sft_weight * (chosen / tokens).sum()
-        return Sums(objective, pairs, shown)
+        return objective, shown
 
     def _reference(self, model: Qwen2Audio, path: Path, say: Callable[[str], None]) -> dict[int, list[float]]:
         """Log-probabilities of both answers of every row, read from `path` as far as they are there."""
@@ -154,16 +153,34 @@ class Preference:
             kept = {row: values for row, *values in map(json.loads, path.read_text().splitlines())}
         with path.open("a") as file, torch.no_grad():
             for row in range(len(kept), len(self.dataset)):
-                batch = self.pack([self.item(row)])
-                kept[row] = answer_log_probs(model, batch, hear(model, batch)).tolist()
+                batch = self.pack([(row, *self.dataset.row(row))])
+                kept[row] = answer_log_probs(model, batch, hear(model, batch, self._cache)).tolist()
                 file.write(json.dumps([row, *kept[row]]) + "\n")
                 if row % 100 == 0:
                     say(f"reference: {row} of {len(self.dataset)} rows")
         return kept
 
 
-def make_stage(config: TrainConfig, model: Qwen2Audio, processor: Processor, say: Callable[[str], None]) -> Stage:
-    """The stage that the configuration names."""
+def _rows(config: TrainConfig, processor: Processor, build: Build[Built]) -> Rows[Built]:
+    return Rows(config.data, processor, build, augmented=config.augmented, shuffle=config.shuffle, seed=config.seed)
+
+
+def _cache(config: TrainConfig, model: Qwen2Audio) -> FeatureCache | None:
+    if not config.feature_cache:
+        return None
+    if config.augmented or any(parameter.requires_grad for parameter in model.audio_tower.parameters()):
+        raise UsageError("feature_cache is for an encoder that is frozen and hears the same each time; leave it out")
+    return FeatureCache(Path(config.feature_cache), model.audio_tower)
+
+
+def make_stage(
+    config: TrainConfig, model: Qwen2Audio, processor: Processor, say: Callable[[str], None], name: str = "reference"
+) -> Stage:
+    """The stage that the configuration names.
+
+    Args:
+        name: of the file in which log-probabilities of the reference are kept.
+    """
     if config.stage == "dpo":
-        return Preference(config, model, processor, say)
+        return Preference(config, model, processor, say, name)
     return NextToken(config, model, processor)

@@ -1,149 +1,206 @@
-"""The training loop: packs in, gradients out, stoppable and resumable at any step, on one process or several.
+"""The training loop: packs in, gradients out, stoppable and resumable at any step, on one process or many.
 
-Several processes are started by `torchrun`; each takes its own share of the data, and gradients are added up before they
-are divided by the number of targets of the whole step, so that every target counts the same.
+Several processes are started by `accelerate launch` or `torchrun`; each takes its own share of the data. Every pack's loss is
+a sum, divided once by what the whole step counts on all processes, so that every target weighs the same however the step
+was cut into packs and processes.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
-from itertools import chain
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
+from qwen2_audio.checkpoints.adapter import write_adapter
 from qwen2_audio.checkpoints.hub import find_checkpoint
 from qwen2_audio.checkpoints.load import load_config, load_model
-from qwen2_audio.errors import UsageError
+from qwen2_audio.checkpoints.merge import read_trained
+from qwen2_audio.config import HOP_LENGTH, SAMPLE_RATE
+from qwen2_audio.errors import CheckpointError, UsageError
 from qwen2_audio.processing.processor import load_processor
 from qwen2_audio.runtime import choose_runtime, has_native_bfloat16
+from qwen2_audio.training.checkpointing import (
+    ADAPTER,
+    BEST,
+    RESULT,
+    STATE,
+    WEIGHTS,
+    Checkpoints,
+    plain,
+    read_state,
+    save_trained,
+    writing,
+)
 from qwen2_audio.training.collate import Pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
-from qwen2_audio.training.lora import LoraLinear, add_lora, is_lora, trained_state
+from qwen2_audio.training.engines import choose_engine
+from qwen2_audio.training.groups import choose_what_learns, exported, optimizer_groups, start_from, trained_state
+from qwen2_audio.training.learner import Learner
+from qwen2_audio.training.lora import lora_layers
+from qwen2_audio.training.losses import head_pieces
 from qwen2_audio.training.memory import recompute_layers
+from qwen2_audio.training.plot import CURVES
+from qwen2_audio.training.quantize import quantize_frozen
+from qwen2_audio.training.schedule import rate_factor
 from qwen2_audio.training.signals import stop_signals
-from qwen2_audio.training.stages import make_stage
-
-STATE, RESULT, LOG = "state.pt", "trained.safetensors", "log.jsonl"
-MAY_CHANGE = frozenset(
-    "steps minutes save_every recompute workers device out resume learning_rate lora_learning_rate".split()
-)
-"""What a resumed run may set anew; anything else would make it another run."""
+from qwen2_audio.training.stages import Shown, make_stage
+from qwen2_audio.training.tracking import Tracking, open_trackers
+from qwen2_audio.training.validation import LOWER_IS_BETTER, Validation
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
     """Run or resume a training run; returns the file with what was trained (see `checkpoints.merge.merge_trained`)."""
-    return Trainer(config, say).run()
+    try:
+        result = Trainer(config, say).run()
+        if dist.is_initialized():
+            dist.barrier()  # nobody hangs up while others still talk
+        return result
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 class Trainer:
     """One run. `step` is the number of finished optimizer steps, `seconds` the training time spent."""
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None]) -> None:
-        self.config, self.say = config, say
-        self.rank, self.world = _join_world()
+        self.config = config
+        self.rank, self.world = _join_world(config.device)
+        self.say = say if self.rank == 0 else lambda _: None
         torch.manual_seed(config.seed)
         self.out = Path(config.out)
+        self.checkpoints = Checkpoints(self.out, config.keep)
+        self._check_out()
         self.out.mkdir(parents=True, exist_ok=True)
         folder = find_checkpoint(config.model)
-        self.device = choose_runtime(config.device).device
-        if self.device.type == "cuda" and self.world > 1:
-            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        native = has_native_bfloat16(self.device)
-        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and native)
+        self.device = _device(config.device, self.world)
+        self.engine = choose_engine(self.rank)
+        if config.feature_cache and self.engine.in_step:
+            raise UsageError("feature_cache lets processes skip layers that they share in this launch; leave it out")
         self.model = load_model(folder, device=self.device)
+        choose_what_learns(self.model, config)
         if config.start:
-            self._start_from(Path(config.start))
-        if config.lora:
-            add_lora(self.model, config.lora, config.lora_rank, config.lora_scale)
+            start_from(self.model, Path(config.start))
         if config.recompute:
             recompute_layers(self.model)
-        if self.bfloat16:  # once, not at every product
-            for module in self.model.modules():
-                if isinstance(module, LoraLinear):
-                    module.base.bfloat16()
-        for name, parameter in self.model.named_parameters():
-            if re.fullmatch(config.train, name):
-                parameter.requires_grad_(True)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise UsageError(f"nothing to train: neither train={config.train!r} nor lora={config.lora!r} matches")
-        self.optimizer = _optimizer(self.model, config)
-        self.stage = make_stage(config, self.model, load_processor(folder, load_config(folder)), say)
+        bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(self.device))
+        if config.quantize:
+            quantize_frozen(self.model, self.device)
+        elif bfloat16 and not self.engine.in_step:  # once, not at every product
+            for layer in lora_layers(self.model).values():
+                if layer.lora_magnitude is None:
+                    layer.base.bfloat16()
+        self.learns = list(trained_state(self.model))
+        processor = load_processor(folder, load_config(folder))
+        self.stage = make_stage(config, self.model, processor, self.say)
+        self.validation = Validation(config, self.model, processor) if config.evaluation.data else None
+        learner = Learner(self.model, bfloat16=bfloat16, device=self.device, everywhere=self.engine.in_step)
+        self.learner = self.engine.prepare(learner, self._optimizer, config.clip_norm)
         self.asked_to_stop = False
-        self.step, self.seconds, self.cursor = 0, 0.0, self.rank
+        self.step, self.seconds, self.cursor, self.best = 0, 0.0, self.rank, float("nan")
         self._resume()
+        trackers = open_trackers(config.trackers, self.out, plain(asdict(config)), say) if self.rank == 0 else []
+        self.tracking = Tracking(self.out, trackers, self.say, active=self.rank == 0)
+        self.tracking.forget_after(self.step)
 
-    def _start_from(self, path: Path) -> None:
-        try:
-            unknown = self.model.load_state_dict(load_file(path), strict=False).unexpected_keys
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise UsageError(f"cannot start from {path}: {error}") from error
-        if unknown:
-            raise UsageError(f"{path} holds tensors that the model does not have: {', '.join(unknown[:5])}")
+    def _check_out(self) -> None:
+        """A folder that holds something else than a run is left alone."""
+        if not self.out.is_dir() or not any(self.out.iterdir()):
+            return
+        holds_run = bool(self.checkpoints.finished())
+        if holds_run and self.config.resume == "never":
+            raise UsageError(f"{self.out} holds a run already; give another out, or resume=auto to go on with it")
+        known = {
+            "checkpoints",
+            "tensorboard",
+            "log.jsonl",
+            "log.part",
+            "reference.jsonl",
+            "evaluation.jsonl",
+            CURVES,
+            RESULT,
+            BEST,
+            ADAPTER,
+        }
+        strange = sorted(path.name for path in self.out.iterdir() if path.name not in known)
+        if strange and not holds_run:
+            raise UsageError(f"{self.out} is not empty and holds no run (there is {strange[0]}); give another out")
+
+    def _optimizer(self, learner: Any) -> torch.optim.Optimizer:
+        groups = optimizer_groups(learner.model, self.config)
+        fused = not self.engine.in_step
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.config.weight_decay, fused=fused)
 
     def run(self) -> Path:
-        """Train to the end of the schedule, or until told to stop (SIGTERM, Ctrl-C): then the state is saved first.
+        """Train to the end of the schedule, or until told to stop (SIGTERM, Ctrl-C): then a checkpoint is written first.
 
         Raises:
-            UsageError: the loss is no number any more; the last saved state stays.
+            UsageError: the loss is no number any more; the last checkpoint stays.
             KeyboardInterrupt: it was stopped.
         """
-        with stop_signals(self._stop):
-            self._train()
+        try:
+            with stop_signals(self._stop):
+                self._train()
+        finally:
+            self.tracking.close()
         result = self.out / RESULT
+        trained = self._trained()
         if self.rank == 0:
-            trained = {name: tensor.cpu() for name, tensor in trained_state(self.model).items()}
-            state = {name: t.half() if is_lora(name) else t for name, t in trained.items()}
-            save_file(state, result, metadata={"lora_scale": str(self.config.lora_scale)})
+            save_trained(result, exported(self.model, trained))
+            self._write_adapter(result)
         return result
 
     def _stop(self) -> None:
         self.asked_to_stop = True
 
     def _train(self) -> None:
-        batches = self._batches()
+        packs = self._packs()
         while self.progress < 1:
             first = self.cursor
             started = time.monotonic()
-            row = self._one_step(next(batches))
+            row = self._one_step(list(islice(packs, self.config.accumulate)))
             if row is None:
-                lines = self.stage.dataset.lines(range(first, self.cursor, self.world))
+                places = "; ".join(self.stage.dataset.places(range(first, self.cursor, self.world)))
                 raise UsageError(
-                    f"the loss is no number any more at step {self.step + 1} (this process read the lines {lines} of "
-                    f"{self.config.data}); lower the learning rates, and run again to go on from the last saved state"
+                    f"the loss is no number any more at step {self.step + 1} (this process read {places}); lower the "
+                    "learning rates, and run again to go on from the last checkpoint"
                 )
             took, stopping = self._agree(time.monotonic() - started)
             self.seconds += took
             self.step += 1
-            if self.rank == 0:
-                self._log({"step": self.step, **row, "seconds": round(self.seconds, 1), "row": self.cursor})
-            if stopping or self.step % self.config.save_every == 0:
+            row = {"step": self.step, **row, "took": round(took, 4), "seconds": round(self.seconds, 1)}
+            self.tracking.step(row, self.progress, self.seconds * (1 / max(self.progress, 1e-9) - 1))
+            if self.validation and (self.step % self.config.evaluation.every == 0 or self.progress >= 1):
+                self._evaluate(self.validation)
+            if stopping or self.step % self.config.save_every == 0 or self.progress >= 1:
                 self._save()
             if stopping:
                 self.say(f"stopped after step {self.step}, saved; run it again to go on")
                 raise KeyboardInterrupt
-        self._save()
 
     def _agree(self, took: float) -> tuple[float, bool]:
         """The clock steers the schedule, and a signal may reach one process first: all go by the greatest of either."""
-        both = torch.tensor([took, float(self.asked_to_stop)], device=self.device)
-        if self.world > 1:
-            dist.all_reduce(both, dist.ReduceOp.MAX)
+        both = self._all(torch.tensor([took, float(self.asked_to_stop)], dtype=torch.float64), dist.ReduceOp.MAX)
         return float(both[0]), bool(both[1])
+
+    def _all(self, numbers: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """Numbers put together over all processes."""
+        if self.world == 1:
+            return numbers
+        numbers = numbers.to(self.device)
+        dist.all_reduce(numbers, op)
+        return numbers.cpu()
 
     @property
     def progress(self) -> float:
@@ -164,110 +221,140 @@ class Trainer:
                 yield ahead.popleft().result() if ahead else self.stage.item(self.cursor)
                 self.cursor += self.world
 
-    def _batches(self) -> Iterator[Pack]:
+    def _packs(self) -> Iterator[Pack]:
         groups = pack_by_tokens(self._items(), self.config.batch_tokens, self.stage.size)
         return (self.stage.pack(group) for group in groups)
 
-    def _one_step(self, batch: Pack) -> dict[str, float] | None:
+    def _one_step(self, packs: list[Pack]) -> dict[str, float] | None:
         """One optimizer step; what it showed, or None when loss or gradients are no numbers (then nothing was changed)."""
-        factor = _schedule(self.progress, self.config.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            sums = self.stage.sums(self.model, batch)
-        sums.objective.backward()
-        numbers = [float(sums.objective.detach()), sums.count, len(batch.ids), *chain(*sums.shown.values())]
-        totals = torch.tensor(numbers, device=self.device, dtype=torch.float64)
-        if self.world > 1:
-            dist.all_reduce(totals)
-            self._add_up_gradients()
-        if not bool(totals.isfinite().all()):
+        self.engine.set_rates(rate_factor(self.config.schedule, self.progress, self.config.warmup))
+        audio = sum(clip.frames for pack in packs for clip in pack.clips) * HOP_LENGTH / SAMPLE_RATE
+        sizes = [sum(self.stage.count(pack) for pack in packs), sum(len(pack.ids) for pack in packs), audio]
+        count, tokens, audio = self._all(torch.tensor(sizes, dtype=torch.float64)).tolist()
+        shown: dict[str, list[float]] = {}
+        for number, pack in enumerate(packs, 1):
+            objective, of_pack = self.learner(self.stage, self._agreed(pack), 1 / max(count, 1))
+            self.engine.backward(objective, last=number == len(packs))
+            _add(shown, of_pack)
+        sums = self._all(torch.tensor([value for pair in shown.values() for value in pair], dtype=torch.float64))
+        norm = self.engine.step() if bool(sums.isfinite().all()) else float("nan")
+        if norm != norm or norm == float("inf"):
             return None
-        _, count, tokens, *shown = totals.tolist()
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad /= count
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        if not bool(norm.isfinite()):
-            return None
-        self.optimizer.step()
-        means = [total / max(number, 1) for total, number in zip(shown[0::2], shown[1::2], strict=True)]
-        row = {name: round(mean, 4) for name, mean in zip(sums.shown, means, strict=True)}
-        return row | {"targets": int(count), "tokens": int(tokens)}
+        means = {name: float(sums[2 * i] / max(float(sums[2 * i + 1]), 1)) for i, name in enumerate(shown)}
+        rounded = {name: round(mean, 6) for name, mean in means.items()}
+        totals = {"targets": int(count), "tokens": int(tokens), "audio_seconds": round(audio, 2)}
+        return {**rounded, "gradient_norm": round(norm, 5), **totals}
 
-    def _add_up_gradients(self) -> None:
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        dist.all_reduce(flat)
-        for parameter, part in zip(self.parameters, flat.split([g.numel() for g in grads]), strict=True):
-            parameter.grad = part.view_as(parameter)
+    def _agreed(self, pack: Pack) -> Pack:
+        """Processes that share layers must run the head equally often."""
+        if not self.engine.in_step:
+            return pack
+        most = self._all(torch.tensor([float(head_pieces(pack))]), dist.ReduceOp.MAX)
+        return replace(pack, pieces=int(most[0]))
 
-    def _log(self, row: dict[str, Any]) -> None:
-        with (self.out / LOG).open("a") as log:
-            log.write(json.dumps(row) + "\n")
-        if self.step % 10 == 0 or self.step == 1:
-            self.say(" ".join(f"{key} {value}" for key, value in row.items()) + f" progress {self.progress:.1%}")
+    def _evaluate(self, validation: Validation) -> None:
+        found = validation.losses(self.learner, self.rank, self.world, self._all)
+        if self.engine.sharded and validation.settings.metric != "loss":
+            self.say("answers are not generated while the model is shared between processes; only the loss is measured")
+        elif self.rank == 0:
+            found |= validation.answers(self.model)
+        if self.world > 1 and not self.engine.sharded:
+            dist.barrier()  # the others wait while the first generates
+        self.tracking.evaluation({"step": self.step, **{name: round(value, 6) for name, value in found.items()}})
+        metric = validation.settings.metric
+        value = found.get(f"eval_{metric}", found["eval_loss"])
+        better = value < self.best if LOWER_IS_BETTER[metric] else value > self.best
+        better = bool(self._all(torch.tensor([float(better or self.best != self.best)]), dist.ReduceOp.MAX)[0])
+        if better:
+            self.best = value
+            trained = self._trained()
+            if self.rank == 0:
+                save_trained(self.out / BEST, exported(self.model, trained))
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What learns, whole, by published names."""
+        whole = self.engine.whole([f"model.{name}" for name in self.learns])
+        return {name.removeprefix("model."): tensor for name, tensor in whole.items()}
+
+    def _write_adapter(self, result: Path) -> None:
+        found = read_trained(result)
+        shutil.rmtree(self.out / ADAPTER, ignore_errors=True)  # of the same run, before it was gone on with
+        try:
+            write_adapter(self.out / ADAPTER, found.whole, found.corrections, self.config.model)
+        except CheckpointError as error:
+            self.say(f"no adapter was written: {error}")
 
     def _save(self) -> None:
-        """Keep the state beside the log, by renaming a finished file; one a process, since each reads its own rows."""
-        state = {
-            "config": asdict(self.config),
-            "step": self.step,
-            "seconds": self.seconds,
-            "cursor": self.cursor,
-            "trained": trained_state(self.model),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        path = self._state_path()
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        part.rename(path)
+        """Write a checkpoint beside and rename it; all processes take part."""
+        cursors = self._gather([self.cursor])
+        states = self._gather([torch.get_rng_state()])
+        if self.rank == 0:
+            self.checkpoints.begin(self.step)
+        self._barrier()
+        part = self.checkpoints.part(self.step)
+        with writing(part):
+            self.engine.save(part)
+            trained = self._trained()
+            if self.rank == 0:
+                torch.save(trained, part / WEIGHTS)
+                state = {"config": plain(asdict(self.config)), "step": self.step, "seconds": self.seconds}
+                state |= {"best": self.best, "cursors": cursors, "random": states}
+                torch.save(state, part / STATE)
+        self._barrier()
+        if self.rank == 0:
+            self.checkpoints.finish(self.step)
+        self._barrier()
+
+    def _gather(self, mine: list[Any]) -> list[Any]:
+        if self.world == 1:
+            return mine
+        every: list[Any] = [None] * self.world
+        dist.all_gather_object(every, mine)
+        return [value for part in every for value in part]
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
 
     def _resume(self) -> None:
-        path = self._state_path()
-        if not path.exists():
+        finished = self.checkpoints.finished()
+        if not finished:
             return
-        if self.config.resume == "never":
-            raise UsageError(f"{self.out} holds a run already; give another out, or resume=auto to go on with it")
-        state = torch.load(path, weights_only=True, map_location=self.device)
-        now = asdict(self.config)
-        for key, value in state["config"].items():
-            if key not in MAY_CHANGE and now[key] != value:
-                raise UsageError(
-                    f"the run in {self.out} was started with {key}={value!r}, not {now[key]!r}; "
-                    "go on with that, or give another out"
-                )
-        self.model.load_state_dict(state["trained"], strict=False)
-        peaks = [group["peak"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
-            group["peak"] = peak  # learning rates are the configuration's, which may have changed
-        self.step, self.seconds, self.cursor = state["step"], state["seconds"], state["cursor"]
+        folder = finished[-1]
+        state = read_state(folder, self.config)
+        weights = torch.load(folder / WEIGHTS, weights_only=True, map_location="cpu")
+        self.engine.restore({f"model.{name}": tensor for name, tensor in weights.items()})
+        self.engine.load(folder)
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        cursors = state["cursors"]
+        if len(cursors) == self.world:
+            self.cursor = cursors[self.rank]
+            torch.set_rng_state(state["random"][self.rank])
+        else:
+            self.cursor = max(cursors) + self.rank
+            self.say(f"the run had {len(cursors)} processes and now has {self.world}; a few rows may be skipped")
         self.say(f"resumed at step {self.step}")
 
-    def _state_path(self) -> Path:
-        return self.out / (STATE if self.rank == 0 else f"{STATE}.{self.rank}")
+
+def _add(shown: dict[str, list[float]], more: Shown) -> None:
+    for name, (total, count) in more.items():
+        both = shown.setdefault(name, [0.0, 0.0])
+        both[0] += total
+        both[1] += count
 
 
-def _join_world() -> tuple[int, int]:
+def _join_world(device: str) -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if "RANK" in os.environ and not dist.is_initialized():
+        on_gpu = torch.cuda.is_available() and device != "cpu"
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     return int(os.environ.get("RANK", "0")), world
 
 
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    lora = [p for name, p in named if is_lora(name)]
-    whole = [p for name, p in named if not is_lora(name)]
-    groups = [(lora, config.lora_learning_rate), (whole, config.learning_rate)]
-    settings = [{"params": params, "lr": 0.0, "peak": rate} for params, rate in groups if params]
-    return torch.optim.AdamW(settings, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
-
-
-def _schedule(progress: float, warmup: float) -> float:
-    """Linear warm-up, then half a cosine down to 2 %."""
-    if progress < warmup:
-        return max(progress / warmup, 0.02)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+def _device(name: str, world: int) -> torch.device:
+    device = choose_runtime(name).device
+    if device.type != "cuda" or world == 1:
+        return device
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,118 @@
+"""A run's folder: checkpoints that are whole or not there, the latest few of them, the best, and the result.
+
+OUT/checkpoints/step-00000100/   everything needed to go on: state.pt, weights.pt, the optimizer's own files
+OUT/best.safetensors             what was trained, when the evaluation was best
+OUT/trained.safetensors          what was trained, at the end
+OUT/adapter/                     the same for peft, where only LoRA (and the projector) learnt
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qwen2_audio.errors import UsageError
+from qwen2_audio.training.config import TrainConfig
+
+RESULT, BEST, ADAPTER = "trained.safetensors", "best.safetensors", "adapter"
+STATE, WEIGHTS = "state.pt", "weights.pt"
+MAY_CHANGE = frozenset(
+    "steps minutes schedule save_every keep recompute workers device out resume trackers evaluation feature_cache".split()
+)
+"""What a resumed run may set anew (and learning rates); anything else would make it another run."""
+_PART = ".part"
+
+
+class Checkpoints:
+    """The checkpoints in a run's folder. `folder` need not exist yet."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder / "checkpoints", keep
+
+    def finished(self) -> list[Path]:
+        """From the oldest to the latest."""
+        return sorted(self.folder.glob("step-*[0-9]"))
+
+    def part(self, step: int) -> Path:
+        """Where a checkpoint is written before it counts."""
+        return self.folder / f"step-{step:08d}{_PART}"
+
+    def begin(self, step: int) -> None:
+        """An empty folder to write into."""
+        part = self.part(step)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+
+    def finish(self, step: int) -> None:
+        """Make what was written count, and remove the oldest beyond those kept."""
+        final = self.part(step).with_suffix("")
+        shutil.rmtree(final, ignore_errors=True)
+        self.part(step).rename(final)
+        for old in self.finished()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """The state in a checkpoint, checked to be of this very run.
+
+    Raises:
+        UsageError: it cannot be read, or was written with another configuration.
+    """
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UsageError(
+            f"cannot read the checkpoint {folder}, it is damaged; delete it to go on from the one before"
+        ) from error
+    now = plain(asdict(config))
+    for key, value in state["config"].items():
+        if key not in MAY_CHANGE and _without_rates(now.get(key)) != _without_rates(value):
+            raise UsageError(
+                f"the run in {config.out} was started with {key}={value!r}, not {now.get(key)!r}; "
+                "go on with that, or give another out"
+            )
+    return state
+
+
+def _without_rates(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "learning_rate"} if isinstance(value, dict) else value
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, mappings as dicts, all the way down."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a full or failing disk does to torch and safetensors into one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"cannot write {path}: {reason}; free space, and run again from the last checkpoint"
+        ) from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise UsageError(f"cannot write {path}: is the disk full? Free space, and run again") from error
+
+
+def save_trained(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write what was trained, beside and then renamed, as `checkpoints.merge.read_trained` reads it."""
+    part = path.with_name(path.name + _PART)
+    with writing(path):
+        save_file(tensors, part, metadata={"lora_scale": "1.0"})
+        part.replace(path)

@@ -1,0 +1,120 @@
+"""Measuring a model while it learns: the loss on rows that it does not learn, and how good the answers are that it gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from qwen2_audio.errors import UsageError
+from qwen2_audio.generation.engine import Engine as Generator
+from qwen2_audio.generation.engine import Request
+from qwen2_audio.generation.options import GenerationOptions
+from qwen2_audio.generation.reply import answer_all
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.processing.processor import Processor
+from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
+from qwen2_audio.training.collate import Pack, pack_by_tokens
+from qwen2_audio.training.config import TrainConfig
+from qwen2_audio.training.datasets import Example, Rows, build_example
+from qwen2_audio.training.stages import Stage, make_stage
+
+_AT_ONCE = 8
+LOWER_IS_BETTER = {"loss": True, "wer": True, "cer": True, "accuracy": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A row whose last answer is to be given by the model: its prompt as ids, and the answer in the data."""
+
+    example: Example
+    prompt: list[int]
+    answer: str
+
+
+class Validation:
+    """What is measured, and on which rows; read once."""
+
+    def __init__(self, config: TrainConfig, model: Qwen2Audio, processor: Processor) -> None:
+        settings = config.evaluation
+        held_out = replace(config, data=settings.data, shuffle=False, augmented=0.0, feature_cache="")
+        self.settings, self._processor = settings, processor
+        self.stage: Stage = make_stage(held_out, model, processor, lambda _: None, name="evaluation")
+        count = len(self.stage.dataset)
+        self._batch_tokens = config.batch_tokens
+        self._rows = range(count)
+        self._questions: list[Question] = []
+        if settings.metric != "loss":
+            if config.stage == "dpo":
+                raise UsageError(
+                    'evaluation.metric of "dpo" is "loss" (its log also has how often the chosen answer wins)'
+                )
+            rows = Rows(settings.data, processor, build_example)
+            self._questions = [_question(rows.row(i), processor) for i in range(min(count, settings.samples))]
+
+    def packs(self, rank: int, world: int) -> list[tuple[Pack, float]]:
+        """This process' packs with their weights; all processes get as many, some of weight 0."""
+        groups = list(pack_by_tokens(map(self.stage.item, self._rows), self._batch_tokens, self.stage.size))
+        most = -(-len(groups) // world)
+        mine = groups[rank::world]
+        weights = [1.0] * len(mine) + [0.0] * (most - len(mine))
+        mine += groups[:1] * (most - len(mine))
+        return [(self.stage.pack(group), weight) for group, weight in zip(mine, weights, strict=True)]
+
+    def losses(self, learner: nn.Module, rank: int, world: int, add_up: Callable[[Any], Any]) -> dict[str, float]:
+        """Means over all rows, by name, with "eval_" before them."""
+        sums: dict[str, list[float]] = {}
+        with torch.no_grad():
+            for batch, weight in self.packs(rank, world):
+                _, shown = learner(self.stage, batch, 1.0)
+                for name, (total, count) in shown.items():
+                    both = sums.setdefault(name, [0.0, 0.0])
+                    both[0] += weight * total
+                    both[1] += weight * count
+        totals = add_up(torch.tensor([value for both in sums.values() for value in both], dtype=torch.float64)).tolist()
+        return {f"eval_{name}": totals[2 * i] / max(totals[2 * i + 1], 1) for i, name in enumerate(sums)}
+
+    def answers(self, model: Qwen2Audio) -> dict[str, float]:
+        """The metric of the answers that the model gives, greedily; {} where only the loss is wanted."""
+        if not self._questions:
+            return {}
+        tokenizer = self._processor.tokenizer
+        ends = [tokenizer.id_of(token) for token in (IM_END, END_OF_TEXT)]
+        generator = Generator(model, tokenizer, frozenset(end for end in ends if end is not None))
+        options = GenerationOptions(temperature=0.0, max_new_tokens=self.settings.max_new_tokens)
+        given: list[str] = []
+        with torch.no_grad():
+            for start in range(0, len(self._questions), _AT_ONCE):
+                part = self._questions[start : start + _AT_ONCE]
+                requests = [Request(q.prompt, q.example.clips, options) for q in part]
+                given += [reply.text for reply in answer_all(generator, requests)]
+        wanted = [question.answer for question in self._questions]
+        return {f"eval_{self.settings.metric}": score(self.settings.metric, wanted, given)}
+
+
+def _question(example: Example, processor: Processor) -> Question:
+    end = max(i for i, learnt in enumerate(example.learnt) if learnt) + 1
+    start = end
+    while start and example.learnt[start - 1]:
+        start -= 1
+    return Question(example, example.ids[:start], processor.tokenizer.decode(example.ids[start:end], skip_special=True))
+
+
+def score(metric: str, wanted: Sequence[str], given: Sequence[str]) -> float:
+    """Error rate over all words ("wer") or characters ("cer"), or the share of equal answers ("accuracy"); case, punctuation
+    and spaces at the ends do not count."""
+    from rapidfuzz.distance import Levenshtein
+
+    pairs = [(_plain(a), _plain(b)) for a, b in zip(wanted, given, strict=True)]
+    if metric == "accuracy":
+        return sum(a == b for a, b in pairs) / len(pairs)
+    units = [(a.split(), b.split()) if metric == "wer" else (list(a), list(b)) for a, b in pairs]
+    return sum(Levenshtein.distance(a, b) for a, b in units) / max(sum(len(a) for a, _ in units), 1)
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w' ]+", " ", text.lower()).split())

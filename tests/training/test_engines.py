@@ -1,0 +1,87 @@
+"""Every engine that accelerate launches computes what one process computes: DDP, FSDP2, DeepSpeed's ZeRO 1, 2 and 3."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from qwen2_audio.training.tracking import LOG
+from tests.tiny import sound
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "accelerate"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT / "src")}
+STEPS = 3
+
+
+@pytest.fixture
+def plan(tmp_path: Path, folder: Path) -> Path:
+    """Rows of equal numbers of tokens, some with a recording and some without: of each pair, one process gets either."""
+    rows = []
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", sound(0.5, seed=i), 16_000)
+        rows.append({"query": "<audio>What?", "response": "the cat", "audio": f"{i}.wav"})
+        rows.append(
+            {"query": "What is this world and the man and the dog?", "response": "the man was walking in the rain"}
+        )
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {
+        "model": str(folder), "data": str(tmp_path / "rows.jsonl"), "steps": STEPS, "shuffle": False, "trackers": [],
+        "encoder": {"learn": "full", "learning_rate": 1.0e-3}, "projector": {"learning_rate": 1.0e-2},
+        "language_model": {"learn": "lora", "rank": 2, "learning_rate": 1.0e-2}, "head": {"learn": "full"},
+        "precision": "float32", "device": "cpu", "save_every": 2, "batch_tokens": 1, "clip_norm": 0.5,
+        "schedule": "constant", "warmup": 0.0,
+    }  # fmt: skip
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def launch(engine: str, plan: Path, out: Path, *changes: str) -> None:
+    """Two processes on the CPU with one of our configurations."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{engine}.yaml")]
+    command += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    command += ["-m", "qwen2_audio.cli.main", "train", "sft", "--config", str(plan), f"out={out}", *changes]
+    run(command)
+
+
+def run(command: list[str]) -> None:
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=170)
+    assert result.returncode == 0, result.stderr[-9000:]
+
+
+def losses(folder: Path) -> list[tuple[float, float]]:
+    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    return [(row["loss"], row["gradient_norm"]) for row in rows]
+
+
+@pytest.fixture
+def alone(plan: Path, tmp_path: Path) -> Path:
+    """One process that takes for each step what the two take together."""
+    out = tmp_path / "alone"
+    command = [sys.executable, "-m", "qwen2_audio.cli.main", "train", "sft", "--config", str(plan), f"out={out}"]
+    run([*command, "accumulate=2"])
+    return out
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "deepspeed_z1", "deepspeed_z2", "deepspeed_z3"])
+def test_two_processes_are_one(engine: str, plan: Path, alone: Path, tmp_path: Path) -> None:
+    if engine.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+    out = tmp_path / engine
+    launch(engine, plan, out, "steps=2")
+    launch(engine, plan, out)  # goes on where that ended
+    torch.testing.assert_close(torch.tensor(losses(out)), torch.tensor(losses(alone)), atol=1e-4, rtol=1e-3)
+    one, two = load_file(alone / "trained.safetensors"), load_file(out / "trained.safetensors")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=2e-3, rtol=1e-2, msg=name)
