@@ -109,8 +109,19 @@ def test_kept_reference_equals_the_model_without_lora(plan: TrainConfig) -> None
     train(kept, silent)
     a, b = ([json.loads(line) for line in (Path(p.out) / LOG).read_text().splitlines()] for p in (plan, kept))
     assert [row["margin"] for row in a] == pytest.approx([row["margin"] for row in b], abs=1e-3)
-    lines = (Path(kept.out) / "reference.jsonl").read_text().splitlines()
-    assert [json.loads(line)[0] for line in lines] == [0, 1, 2]
+    file = Path(kept.out) / "reference.0-of-1.jsonl"
+    assert [json.loads(line)[0] for line in file.read_text().splitlines()] == [0, 1, 2]
+    file.write_text("\n".join(file.read_text().splitlines()[:2])[:-5])  # killed in the middle of a line
+    again = Trainer(kept, silent).stage._kept  # type: ignore[attr-defined]
+    assert sorted(again) == [0, 1, 2]
+
+
+def test_a_lora_that_is_gone_on_with_is_its_own_reference(plan: TrainConfig) -> None:
+    """Without its LoRA the model would be what it was before that was trained."""
+    file = train(replace(plan, steps=5), silent)
+    train(replace(plan, steps=1, start=str(file), out=plan.out + "-on"), silent)
+    (row,) = (json.loads(line) for line in (Path(plan.out + "-on") / LOG).read_text().splitlines())
+    assert row["loss"] == pytest.approx(0.6931, abs=1e-4) and row["margin"] == pytest.approx(0, abs=1e-4)
 
 
 def test_bad_plans(plan: TrainConfig, tmp_path: Path) -> None:

@@ -80,3 +80,15 @@ def test_killed_and_run_again_is_never_killed(plan: Path, tmp_path: Path) -> Non
     assert (tmp_path / "killed/trained.safetensors").read_bytes() == (
         tmp_path / "whole/trained.safetensors"
     ).read_bytes()
+
+
+def test_two_processes_keep_one_reference(plan: Path, tmp_path: Path) -> None:
+    """Each computes its share of the reference's log-probabilities and reads all of them."""
+    pairs = [{"query": "<audio>What?", "chosen": "the cat", "rejected": "a dog", "audio": f"{i}.wav"} for i in range(5)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    changes = [f"data={tmp_path}/pairs.jsonl", "batch_tokens=1", "steps=1", f"out={tmp_path}/dpo"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run([*launcher, *("dpo" if word == "sft" else word for word in TRAIN), str(plan), *changes])
+    kept = [(tmp_path / "dpo" / f"reference.{rank}-of-2.jsonl").read_text().splitlines() for rank in (0, 1)]
+    assert [[json.loads(line)[0] for line in lines] for lines in kept] == [[0, 2, 4], [1, 3]]
+    assert losses(tmp_path / "dpo")[1] == pytest.approx(0.6931, abs=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,9 @@ def _stage(name: str, about: str) -> None:
         from qwen2_audio.training.config import load_train_config
         from qwen2_audio.training.trainer import train as start
 
-        print(start(load_train_config(config, [*(changes or []), f"stage={name}"]), say))
+        print(start(load_train_config(config, [*(changes or []), f"stage={name}"]), say), flush=True)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # all is written; torch's own threads may abort a tidy exit
+            os._exit(0)
 
     ends = (
         "The same command goes on where a run was stopped; Ctrl-C and SIGTERM save first. Started by accelerate or torchrun, "

@@ -48,9 +48,9 @@ class Checkpoints:
 
     def begin(self, step: int) -> None:
         """An empty folder to write into."""
-        part = self.part(step)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        for left_over in self.folder.glob(f"step-*{_PART}"):  # of processes that were killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        self.part(step).mkdir(parents=True)
 
     def finish(self, step: int) -> None:
         """Make what was written count, and remove the oldest beyond those kept."""

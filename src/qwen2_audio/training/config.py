@@ -51,7 +51,7 @@ class EvalConfig:
 
     Attributes:
         data: JSON-lines file of the same shapes, or "" to measure nothing.
-        every: steps between two measurements; there is one at the end, too.
+        every: steps between two measurements; there is one before the first step and one at the end, too.
         metric: "loss", or of generated answers "wer", "cer" (lower is better) or "accuracy" (equal texts; higher is better).
         samples: rows that answers are generated for, from the file's start; the loss is measured on all.
         max_new_tokens: of a generated answer.

@@ -6,7 +6,6 @@ conversations. Direct preference optimisation (Rafailov et al. 2023) learns from
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -23,6 +22,7 @@ from qwen2_audio.training.datasets import Build, Built, Example, Rows, build_exa
 from qwen2_audio.training.feature_cache import FeatureCache
 from qwen2_audio.training.lora import is_lora, without_lora
 from qwen2_audio.training.losses import SpokenTokenLoss, answer_log_probs, hear, next_token_loss, preference_loss
+from qwen2_audio.training.reference import LogProbs, kept_log_probs
 
 Shown: TypeAlias = dict[str, tuple[float, int]]
 """For the log: each value as (sum, how many it is the sum of)."""
@@ -103,14 +103,21 @@ class Preference:
         self.dataset = _rows(config, processor, build_pair)
         self._cache = _cache(config, model)
         self._beta, self._sft_weight = config.dpo_beta, config.dpo_sft_weight
-        self._kept: dict[int, list[float]] | None = None
+        self._kept: LogProbs | None = None
         only_lora = all(is_lora(name) for name, p in model.named_parameters() if p.requires_grad)
         if config.start or not only_lora:
             if config.augmented:
                 raise UsageError(
                     "augmented needs a reference that hears the same; set it to 0, or train only a new LoRA"
                 )
-            self._kept = self._reference(model, Path(config.out) / f"{name}.jsonl", say)
+            path = Path(config.out) / f"{name}.jsonl"
+            self._kept = kept_log_probs(
+                self.dataset,
+                path,
+                lambda batch: answer_log_probs(model, batch, hear(model, batch, self._cache)),
+                config.batch_tokens,
+                say,
+            )
 
     def item(self, position: int) -> tuple[int, Example, Example]:
         return self.dataset.mixture.number(position), *self.dataset[position]
@@ -145,20 +152,6 @@ class Preference:
             tokens = batch.targets_of_sequences[0::2].to(chosen.device)
             objective = objective - self._sft_weight * (chosen / tokens).sum()
         return objective, shown
-
-    def _reference(self, model: Qwen2Audio, path: Path, say: Callable[[str], None]) -> dict[int, list[float]]:
-        """Log-probabilities of both answers of every row, read from `path` as far as they are there."""
-        kept: dict[int, list[float]] = {}
-        if path.exists():
-            kept = {row: values for row, *values in map(json.loads, path.read_text().splitlines())}
-        with path.open("a") as file, torch.no_grad():
-            for row in range(len(kept), len(self.dataset)):
-                batch = self.pack([(row, *self.dataset.row(row))])
-                kept[row] = answer_log_probs(model, batch, hear(model, batch, self._cache)).tolist()
-                file.write(json.dumps([row, *kept[row]]) + "\n")
-                if row % 100 == 0:
-                    say(f"reference: {row} of {len(self.dataset)} rows")
-        return kept
 
 
 def _rows(config: TrainConfig, processor: Processor, build: Build[Built]) -> Rows[Built]:

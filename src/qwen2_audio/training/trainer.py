@@ -94,10 +94,11 @@ class Trainer:
             start_from(self.model, Path(config.start))
         if config.recompute:
             recompute_layers(self.model)
-        bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(self.device))
+        native = config.precision == "auto" and has_native_bfloat16(self.device)
+        self.bfloat16 = config.precision == "bfloat16" or native
         if config.quantize:
             quantize_frozen(self.model, self.device)
-        elif bfloat16 and not self.engine.in_step:  # once, not at every product
+        elif self.bfloat16 and not self.engine.in_step:  # once, not at every product
             for layer in lora_layers(self.model).values():
                 if layer.lora_magnitude is None:
                     layer.base.bfloat16()
@@ -105,14 +106,14 @@ class Trainer:
         processor = load_processor(folder, load_config(folder))
         self.stage = make_stage(config, self.model, processor, self.say)
         self.validation = Validation(config, self.model, processor) if config.evaluation.data else None
-        learner = Learner(self.model, bfloat16=bfloat16, device=self.device, everywhere=self.engine.in_step)
+        learner = Learner(self.model, bfloat16=self.bfloat16, device=self.device, everywhere=self.engine.in_step)
         self.learner = self.engine.prepare(learner, self._optimizer, config.clip_norm)
         self.asked_to_stop = False
         self.step, self.seconds, self.cursor, self.best = 0, 0.0, self.rank, float("nan")
         self._resume()
         trackers = open_trackers(config.trackers, self.out, plain(asdict(config)), say) if self.rank == 0 else []
         self.tracking = Tracking(self.out, trackers, self.say, active=self.rank == 0)
-        self.tracking.forget_after(self.step)
+        self.tracking.forget_after(self.step or -1)
 
     def _check_out(self) -> None:
         """A folder that holds something else than a run is left alone."""
@@ -121,19 +122,8 @@ class Trainer:
         holds_run = bool(self.checkpoints.finished())
         if holds_run and self.config.resume == "never":
             raise UsageError(f"{self.out} holds a run already; give another out, or resume=auto to go on with it")
-        known = {
-            "checkpoints",
-            "tensorboard",
-            "log.jsonl",
-            "log.part",
-            "reference.jsonl",
-            "evaluation.jsonl",
-            CURVES,
-            RESULT,
-            BEST,
-            ADAPTER,
-        }
-        strange = sorted(path.name for path in self.out.iterdir() if path.name not in known)
+        own = ("checkpoints", "tensorboard", "log.", "reference.", "evaluation.", CURVES, RESULT, BEST, ADAPTER)
+        strange = sorted(path.name for path in self.out.iterdir() if not path.name.startswith(own))
         if strange and not holds_run:
             raise UsageError(f"{self.out} is not empty and holds no run (there is {strange[0]}); give another out")
 
@@ -166,6 +156,8 @@ class Trainer:
 
     def _train(self) -> None:
         packs = self._packs()
+        if self.validation and self.step == 0:
+            self._evaluate(self.validation)
         while self.progress < 1:
             first = self.cursor
             started = time.monotonic()
@@ -257,7 +249,8 @@ class Trainer:
         if self.engine.sharded and validation.settings.metric != "loss":
             self.say("answers are not generated while the model is shared between processes; only the loss is measured")
         elif self.rank == 0:
-            found |= validation.answers(self.model)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                found |= validation.answers(self.model)
         if self.world > 1 and not self.engine.sharded:
             dist.barrier()  # the others wait while the first generates
         self.tracking.evaluation({"step": self.step, **{name: round(value, 6) for name, value in found.items()}})
