@@ -91,19 +91,19 @@ def theirs(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     tokens: list[int] = []
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        prompts, texts, waves = [], [], []
+        texts, waves, sizes = [], [], []
         for row in batch:
             prompt = processor.apply_chat_template(row["messages"][:1], add_generation_prompt=True, tokenize=False)
-            prompts.append(prompt)
-            texts.append(prompt + row["text"] + "<|im_end|>")
+            answer = row["text"] + "<|im_end|>"
+            texts.append(prompt + answer)
+            sizes.append(len(processor.tokenizer(answer)["input_ids"]))
             waves.append(librosa.load(folder / row["messages"][0]["content"][0]["audio"], sr=16_000)[0])
         settings = {"return_tensors": "pt", "padding": True, "sampling_rate": 16_000}
         whole = processor(text=texts, audio=waves, **settings)
-        labels = whole["input_ids"].masked_fill(whole["attention_mask"] == 0, -100)
-        for i, (text, wave) in enumerate(zip(prompts, waves, strict=True)):
-            size = processor(text=[text], audio=[wave], **settings)["input_ids"].shape[1]
-            first = int((whole["attention_mask"][i] == 0).sum()) if processor.tokenizer.padding_side == "left" else 0
-            labels[i, first : first + size] = -100
+        labels = torch.full_like(whole["input_ids"], -100)
+        for i, size in enumerate(sizes):
+            answer = whole["attention_mask"][i].nonzero()[-size:, 0]
+            labels[i, answer] = whole["input_ids"][i, answer]
         tokens.append(int(whole["attention_mask"].sum()))
         return {**whole, "labels": labels}
 

@@ -52,7 +52,8 @@ fi
 "$PYTHON" -c 'import qwen2_audio, yaml' 2>/dev/null \
   || fail "$PYTHON lacks this package; in $ROOT: pip install -e '.[mini,train]', or name another Python: PYTHON=..."
 
-here="$({ command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus | wc -l; } || echo 0)"
+here="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null || echo 0)"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"  # time to save a large model when stopped
 each="${GPUS_PER_NODE:-$((here > 0 ? here : 1))}"
 nodes="${NNODES:-1}"
 command=(-m qwen2_audio.cli.main train sft --config "$config" "model=$model" "data=$train_file" "out=$output"

@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--joined", type=int, default=3500)
     args = parser.parse_args()
     rng = random.Random(4)
-    assistant = load(args.model)
+    assistant = load(args.model, device="cpu")
     names = assistant.model.language_model.model.embed_tokens.weight
     rows = [json.loads(line) for line in (args.folder / "manifest.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["split"] == "train"]

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,3 +142,23 @@ def test_words_on_the_best_path() -> None:
     scores = np.full((8, 2), -1.0, dtype=np.float32)
     scores[2:4, 0], scores[6, 1] = 1.0, 1.0
     assert recipe("cut_real").word_times(scores, 0.0) == [(2, 3), (6, 6)]
+
+
+def test_the_average_lies_between(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(0)
+    first = {"x.lora_A": torch.randn(2, 5, generator=generator), "x.lora_B": torch.randn(4, 2, generator=generator)}
+    first["y.weight"] = torch.zeros(3)
+    save_file(first, tmp_path / "first.safetensors", metadata={"lora_scale": "2.0"})
+    grown = {"x.lora_A": torch.cat([first["x.lora_A"], torch.ones(1, 5)]), "y.weight": torch.ones(3)}
+    grown["x.lora_B"] = torch.cat([2 * first["x.lora_B"], torch.ones(4, 1)], dim=1)
+    save_file(grown, tmp_path / "second.safetensors", metadata={"lora_scale": "1.0"})
+    with pytest.MonkeyPatch.context() as patch:
+        names = [str(tmp_path / f"{name}.safetensors") for name in ("first", "second", "out")]
+        patch.setattr(sys, "argv", ["average.py", *names, "--share", "0.25"])
+        recipe("average").main()
+    out = {name: tensor.float() for name, tensor in load_file(tmp_path / "out.safetensors").items()}
+    before = 2 * first["x.lora_B"] @ first["x.lora_A"]
+    torch.testing.assert_close(out["x.lora_B"] @ out["x.lora_A"], before + 0.25, atol=1e-2, rtol=1e-2)
+    assert out["y.weight"].tolist() == [0.25] * 3

@@ -146,6 +146,9 @@ def test_a_run_goes_on_from_what_another_trained(plan: TrainConfig, kind: str) -
     ids = torch.arange(30)
     with torch.no_grad():
         torch.testing.assert_close(a(ids, [30]), b(ids, [30]), atol=2e-2, rtol=1e-2)  # the file is in half precision
+    frozen = replace(first, start=str(file), projector=GroupConfig(), steps=1, out=plan.out + "-frozen")
+    kept, before = load_file(train(frozen, silent)), load_file(file)
+    assert torch.equal(kept["multi_modal_projector.linear.bias"], before["multi_modal_projector.linear.bias"])
     narrower = replace(first, language_model=replace(wider, rank=2), start=str(file), out=plan.out + "-c")
     with pytest.raises(UsageError, match=r"in the shape \[4, \d+\] instead of \[2, \d+\]"):
         Trainer(narrower, silent)

@@ -61,13 +61,13 @@ def test_webdataset_tars(tmp_path: Path, processor: Processor) -> None:
     path = tmp_path / "shard.tar"
     with tarfile.open(path, "w") as tar:
         for name, content in files.items():
-            member = tarfile.TarInfo(name)
+            member = tarfile.TarInfo(f"./data.v1/{name}")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     rows = Rows(str(path), processor, build_example)
     assert len(rows) == 3
     assert all(rows[i].clips[0].frames == 50 for i in (0, 2))
-    with pytest.raises(UsageError, match=r"shard\.tar, 002: .*must be one of de, en"):
+    with pytest.raises(UsageError, match=r"shard\.tar, \./data\.v1/002: .*must be one of de, en"):
         rows[1]
     result = CliRunner().invoke(app, ["data", "check", str(path), "--json"])
     assert result.exit_code == 2

@@ -15,6 +15,7 @@ from qwen2_audio.cli.terminal import patience
 from qwen2_audio.errors import ConversationError, UsageError
 
 if TYPE_CHECKING:
+    from qwen2_audio.processing.conversation import Conversation
     from qwen2_audio.processing.processor import Processor, Prompt
 
 
@@ -45,10 +46,10 @@ def render(
     if base and (system is not None or conversation is not None):
         raise UsageError("--base is a bare prompt: it goes with neither --system nor --conversation")
     with patience("starting"):
-        prompt_of = _base_prompt if base else _chat_prompt
         message = hear_parts(parts) if parts else _read(conversation)
+        chat = None if base else _conversation(message, system)
     processor = _processor(model, revision=revision, offline=offline)
-    prompt = prompt_of(processor, message, system)
+    prompt = _base_prompt(processor, message) if chat is None else processor.prepare(chat)
     facts = _facts(processor, prompt)
     print(json.dumps(facts, ensure_ascii=False) if as_json else _for_people(facts))
 
@@ -73,13 +74,17 @@ def _processor(model: str, *, revision: str | None, offline: bool) -> Processor:
     return load_processor(folder, load_config(folder))
 
 
-def _chat_prompt(processor: Processor, message: list[Any], system: str | None) -> Prompt:
+def _conversation(message: list[Any], system: str | None) -> Conversation:
+    """Checked before a model is fetched for it."""
     from qwen2_audio.api import as_conversation
+    from qwen2_audio.processing.chat_template import check
 
-    return processor.prepare(as_conversation(message, system))
+    conversation = as_conversation(message, system)
+    check(conversation)
+    return conversation
 
 
-def _base_prompt(processor: Processor, message: list[Any], _system: str | None) -> Prompt:
+def _base_prompt(processor: Processor, message: list[Any]) -> Prompt:
     from qwen2_audio.processing.conversation import AudioPart, TextPart
 
     *audios, instruction = message

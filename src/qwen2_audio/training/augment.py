@@ -28,7 +28,9 @@ def augment(wave: Wave, rng: np.random.Generator) -> Wave:
         wave = band_limit(wave, float(rng.uniform(3200, 7000)))
     if rng.random() < 0.6:
         wave = noise(wave, float(rng.uniform(5, 35)), rng)
-    wave = np.pad(wave, (int(rng.uniform(0, 0.5) * RATE), int(rng.uniform(0, 0.6) * RATE)))
+    room_left = max(30 * RATE - len(wave), 0)
+    before, after = int(rng.uniform(0, 0.5) * RATE), int(rng.uniform(0, 0.6) * RATE)
+    wave = np.pad(wave, (min(before, room_left // 2), min(after, room_left // 2)))
     if rng.random() < 0.8:  # no digital silence around the speech
         wave = wave + rng.normal(0, 10 ** rng.uniform(-4.5, -2.8), wave.shape).astype(np.float32)
     level = 10 ** rng.uniform(-1.4, -0.05)

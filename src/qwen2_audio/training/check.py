@@ -82,6 +82,8 @@ def _build(source: Source, index: int, processor: Processor) -> tuple[str, list[
         return str(error)
     except ValueError as error:
         return f"not JSON: {error}"
+    except (TypeError, KeyError, AttributeError) as error:
+        return f"cannot be read as a row: {error}"
 
 
 def _enter(report: DataReport, number: int, result: tuple[str, list[Example]] | str) -> None:

@@ -67,12 +67,8 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or was written with another configuration.
     """
-    try:
+    with reading(folder):
         state: dict[str, Any] = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UsageError(
-            f"cannot read the checkpoint {folder}, it is damaged; delete it to go on from the one before"
-        ) from error
     now = plain(asdict(config))
     for key, value in state["config"].items():
         if key not in MAY_CHANGE and _without_rates(now.get(key)) != _without_rates(value):
@@ -92,6 +88,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn what a damaged checkpoint does to torch into one line."""
+    try:
+        yield
+    except Exception as error:  # of many kinds
+        raise UsageError(
+            f"cannot read the checkpoint {folder}, it is damaged; delete it to go on from the one before"
+        ) from error
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def load_train_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
 
     Args:
         changes: `key=value` texts that replace what the file says, `group.key=value` inside a group; values are read as
-            YAML.
+            YAML, except where a text is wanted.
     """
     import yaml
 
@@ -220,13 +220,21 @@ def load_train_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
             key, equals, value = change.partition("=")
             if not equals:
                 raise UsageError(f"{change!r} changes nothing; write key=value")
-            _put(values, key, "" if not value else yaml.safe_load(value))
+            _put(values, key, value if _is_text(key) and not value.startswith("{") else yaml.safe_load(value or "''"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the training configuration {path}: {error}") from error
     try:
         return _build(TrainConfig, values, "")
     except (UsageError, TypeError) as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def _is_text(key: str) -> bool:
+    """Whether a key, `group.key` too, holds a text, which is then taken as it is."""
+    kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
+    kinds |= {f"evaluation.{field.name}": str(field.type) for field in fields(EvalConfig)}
+    kinds |= {f"{group}.{field.name}": str(field.type) for group in GROUPS for field in fields(GroupConfig)}
+    return kinds.get(key, "").startswith("str")
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

@@ -96,7 +96,7 @@ class Rows(Generic[Built]):
     def _example(self, source: Source, index: int, change: np.random.Generator | None) -> Built:
         try:
             return self._build(source.row(index), source.folder, self._processor, change)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{source.place(index)}: {error}") from error
 
     def places(self, positions: Iterable[int]) -> list[str]:
@@ -142,6 +142,8 @@ def build_example(
         audios = _audios(parsed.conversation)
     else:
         _check_language_tag(parsed.target, processor)
+        if not re.sub(r"^<\|\w+\|>", "", parsed.target).strip():
+            raise UsageError("the answer is empty; give the row a text, or leave it out")
         pieces = [(render_base(len(parsed.audios), parsed.prompt), False), (parsed.target + END_OF_TEXT, True)]
         audios = list(parsed.audios)
     clips = _hear(audios, processor, change)

@@ -39,10 +39,12 @@ class Engine(Protocol):
     """What the trainer needs.
 
     Attributes:
+        name: for checkpoints and messages.
         sharded: whether no process has the whole model.
         in_step: whether all processes must run the very same layers in the same order.
     """
 
+    name: str
     sharded: bool
     in_step: bool
 
@@ -59,7 +61,7 @@ class Engine(Protocol):
         """Clip, change the weights, forget the gradients; the norm before clipping. Nothing changes if it is not finite."""
 
     def whole(self, names: list[str]) -> dict[str, Tensor]:
-        """Whole copies of parameters on the CPU; called by all processes."""
+        """Whole copies of parameters on the CPU, for the first process only; called by all."""
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put whole tensors back."""
@@ -87,6 +89,7 @@ def choose_engine(rank: int) -> Engine:
 class PlainEngine:
     """The whole model in every process; gradients are added up between them."""
 
+    name = "ddp"
     sharded = in_step = False
 
     def __init__(self, rank: int) -> None:
@@ -105,7 +108,8 @@ class PlainEngine:
             group["lr"] = group["peak"] * factor
 
     def backward(self, objective: Tensor, *, last: bool) -> None:
-        objective.backward()
+        if objective.requires_grad:  # not so where a pack has nothing that learns: written rows and an encoder
+            objective.backward()
         if last and dist.is_initialized():
             _add_up_gradients(self.parameters)
 
@@ -123,7 +127,7 @@ class PlainEngine:
 
     def whole(self, names: list[str]) -> dict[str, Tensor]:
         found = dict(self.learner.named_parameters())
-        return {name: found[name].detach().cpu().clone() for name in names}
+        return {name: found[name].detach().cpu().clone() for name in names} if self.rank == 0 else {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         set_model_state_dict(self.learner, dict(tensors), options=replace(_WHOLE, strict=False))
@@ -152,6 +156,7 @@ def _add_up_gradients(parameters: list[nn.Parameter]) -> None:
 class FsdpEngine(PlainEngine):
     """A share of every layer in each process, gathered while the layer runs (torch's fully_shard)."""
 
+    name = "fsdp2"
     sharded = in_step = True
 
     def prepare(self, learner: nn.Module, make_optimizer: MakeOptimizer, clip_norm: float) -> nn.Module:
@@ -175,8 +180,18 @@ class FsdpEngine(PlainEngine):
         (objective * dist.get_world_size()).backward()  # it averages, we add
 
     def whole(self, names: list[str]) -> dict[str, Tensor]:
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in self.learner.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # a forward without a backward, as in measuring, leaves it gathered
         found: dict[str, Any] = dict(self.learner.named_parameters())
-        return {name: found[name].detach().full_tensor().cpu() for name in names}
+        out = {}
+        for name in names:
+            tensor = found[name].detach().full_tensor()
+            if self.rank == 0:
+                out[name] = tensor.cpu()
+        return out
 
 
 class DeepSpeedEngine:
@@ -193,6 +208,7 @@ class DeepSpeedEngine:
         plugin = DeepSpeedPlugin()
         self.settings: dict[str, Any] = dict(plugin.deepspeed_config)
         self.stage = int(plugin.zero_stage)
+        self.name = f"deepspeed_z{self.stage}"
         self.sharded = self.stage == 3
         self.rank = rank
         self.engine: Any = None
@@ -201,6 +217,9 @@ class DeepSpeedEngine:
         import deepspeed
 
         zero = {key: value for key, value in self.settings.get("zero_optimization", {}).items() if value != "auto"}
+        # convolutions run once a clip, and processes have different numbers of clips: layers so small are not shared out
+        convolutions = [p for m in learner.modules() if isinstance(m, nn.Conv1d) for p in m.parameters()]
+        zero["stage3_param_persistence_threshold"] = max(p.numel() for p in convolutions) + 1
         settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
@@ -235,7 +254,8 @@ class DeepSpeedEngine:
         out = {}
         for name in names:
             with deepspeed.zero.GatheredParameters([found[name]], enabled=self.stage == 3):
-                out[name] = found[name].detach().cpu().clone()
+                if self.rank == 0:
+                    out[name] = found[name].detach().cpu().clone()
         return out
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -245,4 +265,7 @@ class DeepSpeedEngine:
         self.engine.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
+        peaks = [group["peak"] for group in self.engine.optimizer.param_groups]
         self.engine.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)
+        for group, peak in zip(self.engine.optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak

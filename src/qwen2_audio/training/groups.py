@@ -90,9 +90,10 @@ def exported(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.half() if is_lora(name) else tensor for name, tensor in out.items()}
 
 
-def start_from(model: nn.Module, path: Path) -> None:
+def start_from(model: nn.Module, path: Path) -> list[str]:
     """Go on from what another run trained (or from whole tensors). A correction of a lower rank fills the first rows of a
-    greater one, which then computes the same.
+    greater one, which then computes the same. Returns the names of the tensors: they are part of what the run gives, even those
+    that no longer learn.
 
     Raises:
         UsageError: the file cannot be read, or does not fit the model.
@@ -118,3 +119,8 @@ def start_from(model: nn.Module, path: Path) -> None:
             if name.endswith(".lora_B"):
                 own.zero_()
             own[tuple(slice(size) for size in tensor.shape)] = tensor.to(own.dtype)
+    for name, layer in layers.items():
+        if layer.lora_magnitude is not None and f"{name}.lora_magnitude" not in tensors and f"{name}.lora_A" in tensors:
+            corrected = layer.base.weight + layer.scale * layer.lora_B @ layer.lora_A
+            layer.lora_magnitude.data.copy_(corrected.detach().norm(dim=1))
+    return list(tensors)

@@ -42,9 +42,8 @@ class LoraLinear(nn.Module):
             B = self.lora_B * self.scale
             return _LoraProduct.apply(x, base.weight, base.bias, self.lora_A, B)  # type: ignore[no-untyped-call]
         length = (base.weight + self.scale * self.lora_B @ self.lora_A).detach().norm(dim=1)
-        straight = linear(x.to(base.weight.dtype), base.weight) + self.scale * linear(
-            linear(x, self.lora_A), self.lora_B
-        )
+        low = linear(linear(x, self.lora_A), self.lora_B)
+        straight = linear(x.to(base.weight.dtype), base.weight) + self.scale * low
         out = straight * (self.lora_magnitude / length)
         return out if base.bias is None else out + base.bias
 
@@ -55,19 +54,21 @@ def quantized(layer: nn.Linear) -> bool:
 
 
 class _LoraProduct(torch.autograd.Function):
-    """W x + b + B (A x) in the dtype of the frozen W, with the six products of both directions and nothing between them."""
+    """W x + b + B (A x), the six products of both directions and nothing between them, in the dtype of autocast (else of W)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
-        x, A, B = x.to(weight.dtype), A.to(weight.dtype), B.to(weight.dtype)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
         low = linear(x, A)
         ctx.save_for_backward(x, low, weight, A, B)
-        return linear(x, weight, bias).addmm_(low, B.T)
+        return linear(x, weight.to(dtype), None if bias is None else bias.to(dtype)).addmm_(low, B.T)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, low, weight, A, B = ctx.saved_tensors
-        gradient = gradients[0].to(weight.dtype)
+        gradient, weight = gradients[0].to(x.dtype), weight.to(x.dtype)
         of_low = gradient @ B
         of_x = (gradient @ weight).addmm_(of_low, A) if ctx.needs_input_grad[0] else None
         return of_x, None, None, of_low.T @ x, gradient.T @ low

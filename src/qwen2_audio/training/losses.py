@@ -106,6 +106,8 @@ class SpokenTokenLoss:
 
     def __call__(self, audio: Tensor, batch: Pack) -> Tensor:
         """Sum over the clips whose words are known, in nats. Clips too short for their tokens count nothing."""
+        if not any(batch.spoken):
+            return audio.sum() * 0
         said = [torch.tensor(tokens) for tokens in batch.spoken]
         parts = audio.float().split([audio_tokens(clip.frames) for clip in batch.clips])
         pairs = [(part, tokens) for part, tokens in zip(parts, said, strict=True) if len(tokens)]

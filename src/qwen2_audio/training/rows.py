@@ -209,6 +209,7 @@ def _audio(value: Any, folder: Path) -> AudioPart:
     """A recording, written as a path, a URL or an object."""
     start, end = 0.0, None
     if isinstance(value, Mapping):
+        value = {key: part for key, part in value.items() if part is not None}
         start, end = value.get("start", 0.0), value.get("end")
         if isinstance(value.get("bytes"), bytes):  # of a tar, or of the `datasets` library
             return AudioPart(value["bytes"], start, end)
@@ -249,6 +250,8 @@ def _preference(row: Mapping[str, Any], conversation: Conversation) -> Preferenc
         raise UsageError('a preference needs "chosen" and "rejected", or a last answer and "rejected_response"')
     if not messages or messages[-1].role != "user":
         raise UsageError("before the chosen and the rejected answer, the conversation must end with the user")
+    if not chosen.strip():
+        raise UsageError("the chosen answer is empty; give it a text")
     if chosen == rejected:
         raise UsageError("the chosen and the rejected answer are the same; there is nothing to prefer")
     return PreferenceRow(Conversation(messages), chosen, rejected)

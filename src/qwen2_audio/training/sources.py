@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -80,8 +81,9 @@ class Tar:
             with tarfile.open(path) as tar:
                 for member in tar:
                     if member.isfile():
-                        stem, _, suffix = member.name.partition(".")
-                        rows.setdefault(stem, {})[suffix.lower()] = member
+                        folder, slash, name = member.name.rpartition("/")
+                        stem, _, suffix = name.partition(".")
+                        rows.setdefault(folder + slash + stem, {})[suffix.lower()] = member
         except (OSError, tarfile.TarError) as error:
             raise UsageError(f"cannot read the training data {path}: {error}") from error
         self._rows = list(rows.items())
@@ -94,10 +96,14 @@ class Tar:
     def row(self, index: int) -> Any:
         members = self._rows[index][1]
         row = json.loads(self._read(members["json"])) if "json" in members else {}
-        if "txt" in members:
+        if "txt" in members and isinstance(row, dict):
             row.setdefault("text", self._read(members["txt"]).decode().strip())
         sounds = [member for suffix, member in members.items() if PurePosixPath(f"x.{suffix}").suffix in AUDIO_SUFFIXES]
+        if not isinstance(row, dict):
+            raise UsageError(f"a row is a JSON object, got {type(row).__name__}")
         if sounds and not {"audio", "audios", "wav"} & row.keys():
+            if len(sounds) > 1:
+                raise UsageError("there are several recordings of this name; let the .json say which is heard where")
             row["audios" if {"messages", "conversations"} & row.keys() else "audio"] = {"bytes": self._read(sounds[0])}
         return row
 
@@ -167,6 +173,7 @@ class Mixture:
         self.sources = [open_source(name) for name in weights]
         self._weights = np.array(list(weights.values()), dtype=np.float64) / sum(weights.values())
         self._shuffle, self._seed = shuffle, seed
+        self._lock = threading.Lock()
         self._orders: dict[tuple[int, int], Any] = {}
         self._drawn: list[tuple[Any, Any]] = []  # of each block: the source of each position, its number in that source
 
@@ -176,10 +183,11 @@ class Mixture:
 
     def at(self, position: int) -> tuple[Source, int]:
         """The source, and the index in it, of a position."""
-        number, turn = self._turn(position)
-        source = self.sources[number]
-        again, index = divmod(turn, len(source))
-        return source, int(self._order(number, again)[index]) if self._shuffle else index
+        with self._lock:  # several threads read ahead
+            number, turn = self._turn(position)
+            source = self.sources[number]
+            again, index = divmod(turn, len(source))
+            return source, int(self._order(number, again)[index]) if self._shuffle else index
 
     def number(self, position: int) -> int:
         """The number, among the rows of all sources, of what stands at a position."""

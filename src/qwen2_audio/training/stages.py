@@ -116,6 +116,7 @@ class Preference:
                 path,
                 lambda batch: answer_log_probs(model, batch, hear(model, batch, self._cache)),
                 config.batch_tokens,
+                f"{config.model}\n{config.start}\n{config.precision}",
                 say,
             )
 

@@ -71,6 +71,8 @@ def open_trackers(
                 found.append(Hosted(importlib.import_module(name), out, settings))
         except ImportError:
             say(f"{name} is not installed, so the run is not tracked there: pip install {name}")
+        except Exception as error:  # a hosted tracker without a key or a network must not end a run
+            say(f"the run is not tracked by {name}: {error}")
     return found
 
 

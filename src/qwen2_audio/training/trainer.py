@@ -39,6 +39,7 @@ from qwen2_audio.training.checkpointing import (
     Checkpoints,
     plain,
     read_state,
+    reading,
     save_trained,
     writing,
 )
@@ -82,16 +83,21 @@ class Trainer:
         self.out = Path(config.out)
         self.checkpoints = Checkpoints(self.out, config.keep)
         self._check_out()
-        self.out.mkdir(parents=True, exist_ok=True)
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
         folder = find_checkpoint(config.model)
         self.device = _device(config.device, self.world)
         self.engine = choose_engine(self.rank)
         if config.feature_cache and self.engine.in_step:
             raise UsageError("feature_cache lets processes skip layers that they share in this launch; leave it out")
-        self.model = load_model(folder, device=self.device)
+        if config.quantize and self.engine.in_step:
+            raise UsageError(
+                "quantize keeps weights in a form that processes cannot share; launch with ddp, or leave it out"
+            )
+        apart = self.engine.sharded or bool(config.quantize)  # one device need not hold it whole
+        self.model = load_model(folder, device="cpu" if apart else self.device)
         choose_what_learns(self.model, config)
-        if config.start:
-            start_from(self.model, Path(config.start))
+        started = start_from(self.model, Path(config.start)) if config.start else []
         if config.recompute:
             recompute_layers(self.model)
         native = config.precision == "auto" and has_native_bfloat16(self.device)
@@ -102,10 +108,11 @@ class Trainer:
             for layer in lora_layers(self.model).values():
                 if layer.lora_magnitude is None:
                     layer.base.bfloat16()
-        self.learns = list(trained_state(self.model))
+        self.learns = list(dict.fromkeys([*trained_state(self.model), *started]))
         processor = load_processor(folder, load_config(folder))
-        self.stage = make_stage(config, self.model, processor, self.say)
-        self.validation = Validation(config, self.model, processor) if config.evaluation.data else None
+        with self._autocast():
+            self.stage = make_stage(config, self.model, processor, self.say)
+            self.validation = Validation(config, self.model, processor) if config.evaluation.data else None
         learner = Learner(self.model, bfloat16=self.bfloat16, device=self.device, everywhere=self.engine.in_step)
         self.learner = self.engine.prepare(learner, self._optimizer, config.clip_norm)
         self.asked_to_stop = False
@@ -115,14 +122,20 @@ class Trainer:
         self.tracking = Tracking(self.out, trackers, self.say, active=self.rank == 0)
         self.tracking.forget_after(self.step or -1)
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
     def _check_out(self) -> None:
         """A folder that holds something else than a run is left alone."""
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"out={self.out} is a file; give a folder")
         if not self.out.is_dir() or not any(self.out.iterdir()):
             return
         holds_run = bool(self.checkpoints.finished())
         if holds_run and self.config.resume == "never":
             raise UsageError(f"{self.out} holds a run already; give another out, or resume=auto to go on with it")
-        own = ("checkpoints", "tensorboard", "log.", "reference.", "evaluation.", CURVES, RESULT, BEST, ADAPTER)
+        cache = Path(self.config.feature_cache or "checkpoints").name
+        own = ("checkpoints", cache, "tensorboard", "log.", "reference.", "evaluation.", CURVES, RESULT, BEST, ADAPTER)
         strange = sorted(path.name for path in self.out.iterdir() if not path.name.startswith(own))
         if strange and not holds_run:
             raise UsageError(f"{self.out} is not empty and holds no run (there is {strange[0]}); give another out")
@@ -245,20 +258,20 @@ class Trainer:
         return replace(pack, pieces=int(most[0]))
 
     def _evaluate(self, validation: Validation) -> None:
-        found = validation.losses(self.learner, self.rank, self.world, self._all)
+        found = validation.losses(self.learner, self._agreed, self.rank, self.world, self._all)
         if self.engine.sharded and validation.settings.metric != "loss":
             self.say("answers are not generated while the model is shared between processes; only the loss is measured")
         elif self.rank == 0:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            with self._autocast():
                 found |= validation.answers(self.model)
         if self.world > 1 and not self.engine.sharded:
             dist.barrier()  # the others wait while the first generates
         self.tracking.evaluation({"step": self.step, **{name: round(value, 6) for name, value in found.items()}})
-        metric = validation.settings.metric
-        value = found.get(f"eval_{metric}", found["eval_loss"])
-        better = value < self.best if LOWER_IS_BETTER[metric] else value > self.best
-        better = bool(self._all(torch.tensor([float(better or self.best != self.best)]), dist.ReduceOp.MAX)[0])
-        if better:
+        metric = validation.settings.metric if f"eval_{validation.settings.metric}" in found else "loss"
+        value = found[f"eval_{metric}"]
+        better = self.best != self.best or (value < self.best if LOWER_IS_BETTER[metric] else value > self.best)
+        mine = float(better and self.rank == 0)  # only the first knows the answers' metric
+        if bool(self._all(torch.tensor([mine]), dist.ReduceOp.MAX)[0]):
             self.best = value
             trained = self._trained()
             if self.rank == 0:
@@ -291,7 +304,8 @@ class Trainer:
             if self.rank == 0:
                 torch.save(trained, part / WEIGHTS)
                 state = {"config": plain(asdict(self.config)), "step": self.step, "seconds": self.seconds}
-                state |= {"best": self.best, "cursors": cursors, "random": states}
+                state |= {"best": self.best, "metric": self.config.evaluation.metric, "engine": self.engine.name}
+                state |= {"cursors": cursors, "random": states}
                 torch.save(state, part / STATE)
         self._barrier()
         if self.rank == 0:
@@ -311,15 +325,29 @@ class Trainer:
 
     def _resume(self) -> None:
         finished = self.checkpoints.finished()
-        if not finished:
+        folder = finished[-1] if finished else None
+        seen = set(self._gather([folder.name if folder else "no checkpoint"]))
+        if len(seen) > 1:
+            raise UsageError(
+                f"processes find different checkpoints in {self.out} ({', '.join(seen)}); it must be a shared folder"
+            )
+        if folder is None:
             return
-        folder = finished[-1]
         state = read_state(folder, self.config)
-        weights = torch.load(folder / WEIGHTS, weights_only=True, map_location="cpu")
-        self.engine.restore({f"model.{name}": tensor for name, tensor in weights.items()})
-        self.engine.load(folder)
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         cursors = state["cursors"]
+        as_before = state["engine"] == self.engine.name and len(cursors) == self.world
+        if "deepspeed" in (state["engine"] + self.engine.name) and not as_before:
+            raise UsageError(
+                f"the run in {self.out} was launched with {state['engine']} on {len(cursors)} processes, now it is "
+                f"{self.engine.name} on {self.world}; DeepSpeed's checkpoints are gone on with as they were begun"
+            )
+        with reading(folder):
+            weights = torch.load(folder / WEIGHTS, weights_only=True, map_location="cpu")
+            self.engine.restore({f"model.{name}": tensor for name, tensor in weights.items()})
+            self.engine.load(folder)
+        self.step, self.seconds = state["step"], state["seconds"]
+        if state["metric"] == self.config.evaluation.metric:
+            self.best = state["best"]
         if len(cursors) == self.world:
             self.cursor = cursors[self.rank]
             torch.set_rng_state(state["random"][self.rank])

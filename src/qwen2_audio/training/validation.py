@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from qwen2_audio.generation.engine import Request
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.generation.reply import answer_all
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.processing.mel import Clip
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
 from qwen2_audio.training.collate import Pack, pack_by_tokens
@@ -31,8 +33,8 @@ LOWER_IS_BETTER = {"loss": True, "wer": True, "cer": True, "accuracy": False}
 class Question:
     """A row whose last answer is to be given by the model: its prompt as ids, and the answer in the data."""
 
-    example: Example
     prompt: list[int]
+    clips: list[Clip]
     answer: str
 
 
@@ -52,6 +54,8 @@ class Validation:
         self._rows = range(count)
         self._questions: list[Question] = []
         if settings.metric != "loss":
+            if find_spec("rapidfuzz") is None:
+                raise UsageError(f"evaluation.metric={settings.metric} needs rapidfuzz: pip install rapidfuzz")
             if config.stage == "dpo":
                 raise UsageError(
                     'evaluation.metric of "dpo" is "loss" (its log also has how often the chosen answer wins)'
@@ -68,12 +72,19 @@ class Validation:
         mine += groups[:1] * (most - len(mine))
         return [(self.stage.pack(group), weight) for group, weight in zip(mine, weights, strict=True)]
 
-    def losses(self, learner: nn.Module, rank: int, world: int, add_up: Callable[[Any], Any]) -> dict[str, float]:
-        """Means over all rows, by name, with "eval_" before them."""
+    def losses(
+        self, learner: nn.Module, agreed: Callable[[Pack], Pack], rank: int, world: int, add_up: Callable[[Any], Any]
+    ) -> dict[str, float]:
+        """Means over all rows, by name, with "eval_" before them.
+
+        Args:
+            agreed: makes a pack ready for processes that run in step.
+            add_up: numbers over all processes.
+        """
         sums: dict[str, list[float]] = {}
         with torch.no_grad():
             for batch, weight in self.packs(rank, world):
-                _, shown = learner(self.stage, batch, 1.0)
+                _, shown = learner(self.stage, agreed(batch), 1.0)
                 for name, (total, count) in shown.items():
                     both = sums.setdefault(name, [0.0, 0.0])
                     both[0] += weight * total
@@ -93,7 +104,7 @@ class Validation:
         with torch.no_grad():
             for start in range(0, len(self._questions), _AT_ONCE):
                 part = self._questions[start : start + _AT_ONCE]
-                requests = [Request(q.prompt, q.example.clips, options) for q in part]
+                requests = [Request(q.prompt, q.clips, options) for q in part]
                 given += [reply.text for reply in answer_all(generator, requests)]
         wanted = [question.answer for question in self._questions]
         return {f"eval_{self.settings.metric}": score(self.settings.metric, wanted, given)}
@@ -104,7 +115,14 @@ def _question(example: Example, processor: Processor) -> Question:
     start = end
     while start and example.learnt[start - 1]:
         start -= 1
-    return Question(example, example.ids[:start], processor.tokenizer.decode(example.ids[start:end], skip_special=True))
+    prompt, clips = example.ids[:start], []
+    heard = prompt.count(processor.audio_token_id)
+    for clip in example.clips:  # those of the prompt; a later turn may have its own
+        if heard < clip.tokens:
+            break
+        clips.append(clip)
+        heard -= clip.tokens
+    return Question(prompt, clips, processor.tokenizer.decode(example.ids[start:end], skip_special=True))
 
 
 def score(metric: str, wanted: Sequence[str], given: Sequence[str]) -> float:
