@@ -94,8 +94,7 @@ class Trainer:
             raise UsageError(
                 "quantize keeps weights in a form that processes cannot share; launch with ddp, or leave it out"
             )
-        apart = self.engine.sharded or bool(config.quantize)  # one device need not hold it whole
-        self.model = load_model(folder, device="cpu" if apart else self.device)
+        self.model = load_model(folder, device=self.device)
         choose_what_learns(self.model, config)
         started = start_from(self.model, Path(config.start)) if config.start else []
         if config.recompute:
