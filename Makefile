@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test check format bench mini-data mini-train mini-gpu mini-measure clean
+.PHONY: help chat test check format bench mini-data mini-train mini-gpu mini-measure mini-scorecard clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -62,7 +62,7 @@ $(VENV)/dev.ready: pyproject.toml $(VENV)/torch.ready
 	@touch $@
 
 $(VENV)/speech.ready: pyproject.toml $(VENV)/torch.ready
-	$(PIP) --editable '.[mini,train,speech]'
+	$(PIP) --editable '.[mini,train,eval,speech]'
 	@touch $@
 
 # --- training mini anew; the voices also want the programs flite and espeak-ng
@@ -76,6 +76,8 @@ DATA ?=
 # Optional: folder and texts of recorded announcements (see recipes/mini/prompts.py)
 PROMPTS ?=
 PROMPT_TEXTS ?=
+# Where mini-scorecard's report goes; one folder a model
+RUN ?= runs/scorecard
 # KEY=VALUE changes for all stages
 SETTINGS ?=
 PROCESSES ?= 2
@@ -103,6 +105,19 @@ mini-measure: | $(VENV)/speech.ready  ## how well mini listens: every figure of 
 	@test -n '$(DATA)' || { echo 'say where the recordings are: make mini-measure DATA=FOLDER' >&2; exit 2; }
 	$(RECIPE)/measure.py --ask --read '$(DATA)/librispeech_excerpt' --sounds '$(DATA)/esc10' --emotions '$(DATA)/emodb' \
 	  --faithful '$(DATA)/esc10'
+
+# The evaluation reads one folder: links to the recordings, and the questions that are synthesised
+SCORECARD := $(MINI)/scorecard
+
+mini-scorecard: | $(VENV)/speech.ready  ## mini's report: speech, sounds, emotions, digits, spoken questions (DATA=FOLDER)
+	@test -n '$(DATA)' || { echo 'say where the recordings are: make mini-scorecard DATA=FOLDER' >&2; exit 2; }
+	$(MAKE) $(SCORECARD)/spoken_questions/manifest.jsonl
+	for set in librispeech_excerpt esc10 emodb fsdd; do \
+	  ln -sfn "$$(realpath '$(DATA)')/$$set" $(SCORECARD)/$$set; done
+	$(BIN)/qwen2-audio evaluate scorecard --data $(SCORECARD) --out '$(RUN)'
+
+$(SCORECARD)/spoken_questions/manifest.jsonl: recipes/mini/spoken_questions.py recipes/mini/test_questions.txt | $(VENV)/speech.ready
+	$(RECIPE)/spoken_questions.py $(SCORECARD)
 
 $(MINI)/base: | $(VENV)/speech.ready
 	@mkdir -p $(MINI)

@@ -38,6 +38,7 @@ class Options(TypedDict, total=False):
     checkpoint's `generation_config.json` says."""
 
     max_new_tokens: int | None
+    min_new_tokens: int | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -167,9 +168,21 @@ class Assistant:
         self, audios: AudioSource | Sequence[AudioSource], instruction: str, **options: Unpack[Options]
     ) -> Reply:
         """The base model's bare prompt: recordings directly followed by the instruction, no chat."""
-        many: Sequence[Any] = audios if isinstance(audios, list) else [audios]
-        prompt = self.processor.prepare_base(many, instruction)
-        return answer_all(self.engine, [self._request(prompt, options)])[0]
+        return self.complete_many([(audios, instruction)], **options)[0]
+
+    def complete_many(
+        self, prompts: Sequence[tuple[AudioSource | Sequence[AudioSource], str]], **options: Unpack[Options]
+    ) -> list[Reply]:
+        """Continue several of the base model's bare prompts together; each as if it were alone.
+
+        Args:
+            prompts: pairs of the recordings (a list, or a single one) and the instruction that follows them.
+        """
+        prepared = []
+        for audios, instruction in prompts:
+            many: Sequence[Any] = audios if isinstance(audios, list) else [audios]
+            prepared.append(self.processor.prepare_base(many, instruction))
+        return answer_all(self.engine, [self._request(prompt, options) for prompt in prepared])
 
     def session(self, *, system: str | None = None) -> Session:
         """A chat of many turns that never computes anything twice."""

@@ -266,6 +266,7 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
         *,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -279,6 +280,7 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
         Args:
             max_length: prompt and answer together, each recording's placeholder counted as one token.
             max_new_tokens: the answer alone; it wins over `max_length`.
+            min_new_tokens: no end token is chosen before so many others were.
             do_sample: False is greedy, True draws; None: as the checkpoint's `generation_config.json` says.
 
         Raises:
@@ -293,8 +295,8 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
         elif do_sample and options.temperature == 0:
             options = replace(options, temperature=1.0, top_k=50)
         options = options.override(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, seed=seed,
+            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k,
+            top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed,
         )  # fmt: skip
         rows = self._rows(input_ids, attention_mask, input_features, feature_attention_mask)
         requests = [Request(row.ids, row.clips, _limited(options, row, max_length, max_new_tokens)) for row in rows]
@@ -351,8 +353,7 @@ def _limited(options: GenerationOptions, row: _Row, max_length: int | None, max_
 def _as_waves(audio: Any) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     if audio is None:
         return []
-    if isinstance(audio, torch.Tensor):
-        audio = audio.numpy()
+    audio = audio.numpy() if isinstance(audio, torch.Tensor) else audio
     pair = isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[1], int | np.integer)  # (samples, rate)
     single = pair or isinstance(audio, str | os.PathLike | bytes) or hasattr(audio, "read")
     single = single or (isinstance(audio, np.ndarray) and audio.ndim == 1)

@@ -88,6 +88,10 @@ def test_same_tensors_logits_loss_and_ids_as_transformers(
     ids = model.generate(**ours, max_new_tokens=24, **GREEDY)
     reference_ids = theirs[1].generate(**reference, max_new_tokens=24, **GREEDY)
     assert ids.tolist() == reference_ids.tolist()
+    ends = {"min_new_tokens": 20, "max_new_tokens": 24}
+    assert (
+        model.generate(**ours, **ends, **GREEDY).tolist() == theirs[1].generate(**reference, **ends, **GREEDY).tolist()
+    )
 
 
 def test_padding_on_the_right_is_not_learnt(model: Qwen2AudioForConditionalGeneration, theirs: tuple[Any, Any]) -> None:

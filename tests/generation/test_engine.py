@@ -118,6 +118,45 @@ def test_drawing_does_not_depend_on_the_batch(assistant: Assistant) -> None:
     assert together == [assistant.chat(item, **options).tokens for item in items]
 
 
+def test_the_least_length_equals_transformers(assistant: Assistant, folder: Path) -> None:
+    """Whatever token ends answers: none ends before its time, then it may; 0 is the answer as it always was."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import Qwen2AudioForConditionalGeneration
+
+        theirs: Any = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    prompts = [assistant.processor.prepare(Conversation().user(text)).ids for text in ("hello world", "the dog")]
+    free = greedy(assistant, [Conversation().user(text) for text in ("hello world", "the dog")], 8)
+    ends = frozenset({free[0][0], free[0][3], free[1][1]})  # the tokens that are likeliest where answers would not end
+    engine = Engine(assistant.engine.model, assistant.engine.tokenizer, ends)
+    for least in (0, 1, 6):
+        ours: list[list[int]] = [[] for _ in prompts]
+        given = {"min_new_tokens": least} if least else {}
+        options = GenerationOptions(max_new_tokens=12, **given)
+        for step in engine.run([Request(ids, options=options) for ids in prompts]):
+            ours[step.index].append(step.token)
+        for ids, answer in zip(prompts, ours, strict=True):
+            with torch.inference_mode():
+                reference = theirs.generate(
+                    input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                    max_new_tokens=12, min_new_tokens=least, eos_token_id=sorted(ends), do_sample=False,
+                    repetition_penalty=1.0,
+                )  # fmt: skip
+            assert answer == reference[0, len(ids) :].tolist()
+            assert len(answer) > least or least == 0
+        if least == 0:
+            assert len(ours[0]) == 1 and ours[0] == free[0][:1]
+
+
+def test_max_new_tokens_and_stop_hold_below_the_least_length(assistant: Assistant) -> None:
+    options: dict[str, Any] = {"temperature": 0, "min_new_tokens": 9}
+    assert len(assistant.chat("hello", **options, max_new_tokens=4).tokens) == 4
+    whole = assistant.chat("hello", **options, max_new_tokens=9)
+    assert len(whole.tokens) == 9 and not set(whole.tokens) & assistant.engine.end_ids
+    stopped = assistant.chat("hello", **options, stop=whole.text[1:3])
+    assert stopped.finish_reason == "stop" and len(stopped.tokens) < 9
+
+
 def test_finished_rows_leave_the_batch_and_the_others_go_on() -> None:
     model = tiny_model(tiny_config(0), 0)
 

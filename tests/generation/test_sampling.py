@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qwen2_audio.errors import UsageError
+from qwen2_audio.errors import CheckpointError, UsageError
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
 from qwen2_audio.generation.sampling import Sampler, penalise, restrict
 
@@ -72,6 +72,43 @@ def test_seed_repeats_and_differs() -> None:
     assert draw(None) != draw(None)
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10_000),
+    least=st.integers(0, 5),
+    temperature=st.sampled_from([0.0, 1.3]),
+    penalty=st.sampled_from([1.0, 1.1, 0.7]),
+)
+def test_the_least_length_equals_transformers(seed: int, least: int, temperature: float, penalty: float) -> None:
+    """Token by token against their processors in their order; likely end tokens, and one beyond the vocabulary."""
+    from transformers import (
+        LogitsProcessorList,
+        MinNewTokensLengthLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+    )
+
+    prompt, ends = [1, 2, 3, 7], [3, 8, VOCAB + 5]
+    steps = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])
+    steps.append(MinNewTokensLengthLogitsProcessor(len(prompt), least, ends))
+    if temperature:
+        steps.append(TemperatureLogitsWarper(temperature))
+    options = GenerationOptions(min_new_tokens=least, temperature=temperature, repetition_penalty=penalty, seed=seed)
+    sampler = Sampler(options, prompt, VOCAB, frozenset(ends))
+    random = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    ids = list(prompt)
+    for _ in range(8):
+        logits = torch.randn(VOCAB)
+        logits[ends[:2]] += 5
+        theirs = steps(torch.tensor([ids]), logits[None])[0]
+        drawn = torch.multinomial(theirs.softmax(-1), 1, generator=random) if temperature else theirs.argmax()
+        ids.append(int(drawn))
+        assert sampler.plain == (not temperature and penalty == 1 and len(ids) > len(prompt) + least)
+        assert sampler.choose(logits) == ids[-1]
+    assert not set(ids[len(prompt) : len(prompt) + least]) & set(ends)
+
+
 def test_penalty_counts_prompt_and_answer() -> None:
     sampler = Sampler(GenerationOptions(repetition_penalty=10.0), [0], 3)
     scores = torch.tensor([3.0, 2.0, 1.0])
@@ -91,6 +128,8 @@ def test_penalty_counts_prompt_and_answer() -> None:
         ("repetition_penalty", 0),
         ("max_new_tokens", 0),
         ("max_new_tokens", True),
+        ("min_new_tokens", -1),
+        ("min_new_tokens", 1.0),
         ("seed", -1),
         ("stop", ""),
     ],
@@ -110,6 +149,12 @@ def test_defaults_of_a_checkpoint() -> None:
     assert defaults.end_ids == {151643, 151645}
     greedy = GenerationDefaults.from_hf(published | {"do_sample": False}, [9])
     assert greedy.options == GenerationOptions(repetition_penalty=1.1)
+    for drawn in (True, False):
+        least = GenerationDefaults.from_hf(published | {"do_sample": drawn, "min_new_tokens": 3}, [9])
+        assert least.options.min_new_tokens == 3 and least.options.override().min_new_tokens == 3
+        assert least.options.override(min_new_tokens=0).min_new_tokens == 0
+    with pytest.raises(CheckpointError, match=r"min_new_tokens must be a whole number, at least 0, got -1"):
+        GenerationDefaults.from_hf({"min_new_tokens": -1}, [9])
     assert GenerationDefaults.from_hf({}, [9]).end_ids == {9}
     assert GenerationDefaults.from_hf({"stop_strings": ["###"]}, [9]).options.stop == ("###",)
 

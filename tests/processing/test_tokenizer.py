@@ -35,6 +35,19 @@ def test_pieces_add_up(processor: Processor, text: str) -> None:
         assert not any("�" in piece for piece in pieces)
 
 
+@given(st.text(max_size=40), st.integers(0, 300))
+def test_fewer_merges_spell_the_same_text_in_shorter_pieces(processor: Processor, text: str, merges: int) -> None:
+    whole, pieces = processor.tokenizer, processor.tokenizer.in_pieces(merges)
+    assert pieces.decode(pieces.encode(text)) == whole.decode(whole.encode(text))
+    assert len(pieces.encode(text)) >= len(whole.encode(text))
+    assert set(pieces.encode(text)) <= set(range(len(whole)))
+
+
+def test_without_merges_a_word_is_spelled_letter_by_letter(processor: Processor) -> None:
+    spelled = processor.tokenizer.in_pieces(0)
+    assert [spelled.decode([token]) for token in spelled.encode(" the")] == [" ", "t", "h", "e"]
+
+
 @given(st.lists(st.integers(0, BASE_VOCAB + 7), max_size=60))
 def test_any_ids_add_up(processor: Processor, ids: list[int]) -> None:
     """Bytes in any order, as a badly sampled answer may hold them, and special tokens in between."""

@@ -1,4 +1,4 @@
-"""`qwen2-audio data`: look at training data before training on it."""
+"""`qwen2-audio data`: look at training data before training on it, prepare published data sets for evaluation."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Annotated
 
 import typer
 
+from qwen2_audio.cli.prepare import prepare
 from qwen2_audio.cli.terminal import FAILED, say
 from qwen2_audio.errors import UsageError
 
-data = typer.Typer(no_args_is_help=True, help="Look at training data.")
+data = typer.Typer(no_args_is_help=True, help="Look at training data, prepare data sets for evaluation.")
 _SHOWN = 20
 
 
 @data.callback()
 def _data() -> None:
-    """Look at training data before training on it."""
+    """Look at training data before training on it; prepare published data sets for evaluation."""
 
 
 @data.command()
@@ -61,3 +62,6 @@ def check(
         raise UsageError(f"{file} holds no rows")
     if report.errors:
         raise typer.Exit(FAILED)
+
+
+data.command()(prepare)

@@ -15,6 +15,7 @@ from qwen2_audio.cli.bench import bench
 from qwen2_audio.cli.chat import chat
 from qwen2_audio.cli.data import data
 from qwen2_audio.cli.download import download
+from qwen2_audio.cli.evaluate import evaluate
 from qwen2_audio.cli.info import info
 from qwen2_audio.cli.merge import merge
 from qwen2_audio.cli.render import render
@@ -58,6 +59,7 @@ app.command()(info)
 app.add_typer(train, name="train")
 app.command()(merge)
 app.add_typer(data, name="data")
+app.add_typer(evaluate, name="evaluate")
 app.command()(bench)
 
 

@@ -61,7 +61,8 @@ class Engine:
             ContextLengthError: a prompt does not fit into the context.
         """
         answers = [self._answer(index, request) for index, request in enumerate(requests)]
-        samplers = [Sampler(r.options, r.context + r.ids, self.model.config.text.vocab_size) for r in requests]
+        vocab = self.model.config.text.vocab_size
+        samplers = [Sampler(r.options, r.context + r.ids, vocab, self.end_ids) for r in requests]
         logits, cache = self._prefill(requests, cache)
         alive = list(range(len(requests)))
         while alive and not cancelled():

@@ -17,6 +17,7 @@ class GenerationOptions:
 
     Attributes:
         max_new_tokens: the longest answer; None: as much as the context holds.
+        min_new_tokens: no end token is chosen before so many others were; 0 is off. `max_new_tokens` and `stop` still hold.
         temperature: 0 is greedy; above 0 the logits are divided by it and a token is drawn.
         top_k: draw among the k most likely tokens only; 0 is off.
         top_p: draw among the fewest tokens whose probabilities add up to at least this; 1 is off.
@@ -29,6 +30,7 @@ class GenerationOptions:
     """
 
     max_new_tokens: int | None = None
+    min_new_tokens: int = 0
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -41,6 +43,8 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         limit = self.max_new_tokens
         _check(limit is None or _whole(limit, 1), "max_new_tokens", "a whole number above 0", limit)
+        least = self.min_new_tokens
+        _check(_whole(least, 0), "min_new_tokens", "a whole number, at least 0", least)
         warm = _real(self.temperature) and (self.temperature == 0 or 1e-4 <= self.temperature < float("inf"))
         _check(warm, "temperature", "0 or at least 0.0001", self.temperature)
         _check(_whole(self.top_k, 0), "top_k", "a whole number, at least 0", self.top_k)
@@ -56,6 +60,7 @@ class GenerationOptions:
         self,
         *,
         max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -68,6 +73,7 @@ class GenerationOptions:
         single = None if stop is None else (stop,)
         given: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
+            "min_new_tokens": min_new_tokens,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
@@ -88,7 +94,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "epsilon_cutoff": (0,),
     "eta_cutoff": (0,),
     "min_length": (0,),
-    "min_new_tokens": (0,),
     "max_length": (20,),
     "suppress_tokens": ([],),
     "begin_suppress_tokens": ([],),
@@ -136,7 +141,7 @@ class GenerationDefaults:
             values |= {"temperature": 1.0, "top_k": 50}
         names = {field.name for field in fields(GenerationOptions)} - {"seed", "stop", "stop_loops", "max_new_tokens"}
         if not drawn:
-            names = {"repetition_penalty"}
+            names = {"repetition_penalty", "min_new_tokens"}
         values |= {name: config[name] for name in names if config.get(name) is not None}
         stops = config.get("stop_strings") or ()
         values["stop"] = (stops,) if isinstance(stops, str) else tuple(stops)

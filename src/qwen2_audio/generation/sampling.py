@@ -1,4 +1,5 @@
-"""Choosing the next token, with the semantics of `transformers`: penalty, temperature, top-k, top-p, min-p, in this order.
+"""Choosing the next token, with the semantics of `transformers`: penalty, least length, temperature, top-k, top-p, min-p, in
+this order.
 
 Each sequence draws from its own generator, so that an answer does not depend on what else is in the batch.
 """
@@ -14,8 +15,12 @@ from qwen2_audio.generation.options import GenerationOptions
 class Sampler:
     """Chooses tokens for one sequence."""
 
-    def __init__(self, options: GenerationOptions, prompt_ids: list[int], vocab_size: int) -> None:
+    def __init__(
+        self, options: GenerationOptions, prompt_ids: list[int], vocab_size: int, end_ids: frozenset[int] = frozenset()
+    ) -> None:
         self._options = options
+        self._end_ids = torch.tensor(sorted(token for token in end_ids if token < vocab_size), dtype=torch.long)
+        self._owed = options.min_new_tokens  # tokens that must be chosen before one of these
         self._random = torch.Generator()
         if options.seed is None:
             self._random.seed()
@@ -29,7 +34,7 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Whether the choice is nothing but the greatest logit."""
-        return self._options.temperature == 0 and self._seen is None
+        return self._options.temperature == 0 and self._seen is None and self._owed == 0
 
     def choose(self, logits: Tensor) -> int:
         """The next token for logits [vocab_size]."""
@@ -37,6 +42,9 @@ class Sampler:
         scores = logits.float().cpu()
         if self._seen is not None:
             scores = penalise(scores, self._seen, options.repetition_penalty)
+        if self._owed:
+            scores = scores.index_fill(0, self._end_ids, -torch.inf)
+            self._owed -= 1
         if options.temperature == 0:
             token = int(scores.argmax())
         else:

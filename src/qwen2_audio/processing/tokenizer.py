@@ -42,6 +42,21 @@ class Tokenizer:
             )
         return found
 
+    def in_pieces(self, merges: int) -> Tokenizer:
+        """The same tokens, but text is put together by the first `merges` rules of the byte-pair encoding alone: rare words
+        fall into frequent pieces.
+
+        Raises:
+            CheckpointError: the tokenizer is no byte-pair encoding.
+        """
+        description = json.loads(self._backend.to_str())
+        if "merges" not in description["model"]:
+            raise CheckpointError(
+                f"the tokenizer is {description['model'].get('type')}, which has no merges to leave out"
+            )
+        description["model"]["merges"] = description["model"]["merges"][:merges]
+        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(description)))
+
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
 

@@ -84,7 +84,8 @@ class TrainConfig:
         encoder, projector, language_model, embeddings, head: how each part of the model learns.
         next_token_weight: weight of the loss of the next token; with 0 the language model is not run at all.
         spoken_weight: weight of `SpokenTokenLoss` beside it, 0 for none; it needs rows with "spoken".
-        spoken_vocabulary: how many of the most frequent tokens compete in it.
+        spoken_merges: rules of the tokenizer's byte-pair encoding that put together the pieces which it tells apart; the fewer,
+            the shorter the pieces, and the oftener each of them is heard.
         augmented: share of the recordings that are changed at random, each time anew; see `training.augment`.
         dpo_beta: how closely "dpo" keeps to the reference; greater is closer.
         dpo_sft_weight: weight of the chosen answers' own next-token loss beside it.
@@ -122,7 +123,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     next_token_weight: float = 1.0
     spoken_weight: float = 0.0
-    spoken_vocabulary: int = 2048
+    spoken_merges: int = 1000
     augmented: float = 0.0
     dpo_beta: float = 0.1
     dpo_sft_weight: float = 0.0
@@ -147,7 +148,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        positive = "spoken_vocabulary batch_tokens accumulate steps save_every keep clip_norm dpo_beta"
+        positive = "spoken_merges batch_tokens accumulate steps save_every keep clip_norm dpo_beta"
         for name in positive.split():
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         for name in ("minutes", "next_token_weight", "spoken_weight", "dpo_sft_weight", "workers", "weight_decay"):

@@ -7,8 +7,7 @@ Of a conversation every answer is learnt, its `<|im_end|>` included; of the base
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -35,12 +34,15 @@ class Example:
         ids: int [tokens], placeholders expanded.
         learnt: bool [tokens], whether the loss counts the prediction of this token.
         clips: the recordings, in order.
-        spoken: the tokens said in the only recording, [] where they are not known.
+        said: what is said in the only recording, as it is heard: in lower case, without the mark at its end; "" where that is
+            not known.
+        spoken: its tokens, which a stage that learns from them fills in.
     """
 
     ids: list[int]
     learnt: list[bool]
     clips: list[Clip]
+    said: str = ""
     spoken: list[int] = field(default_factory=list)
 
 
@@ -103,25 +105,19 @@ class Rows(Generic[Built]):
         """Where the rows of positions stand."""
         return [source.place(index) for source, index in map(self.mixture.at, positions)]
 
-    def spoken_vocabulary(self, most: int) -> list[int]:
-        """The `most` most frequent tokens among all that is known to be said."""
-        counts: Counter[int] = Counter()
+    def said(self) -> Iterator[str]:
+        """All that is known to be said, as it is heard, without reading the recordings."""
         for source in self.mixture.sources:
             for index in range(len(source)):
                 row = source.row(index)
-                if isinstance(row, Mapping) and (text := _said(row)):
-                    counts.update(spoken_tokens(text, self._processor))
-        return [token for token, _ in counts.most_common(most)]
+                if isinstance(row, Mapping):
+                    text = row.get("spoken") or (row.get("text") if row.get("task") == "asr" else "")
+                    if text:
+                        yield _as_heard(str(text))
 
 
-def _said(row: Mapping[str, Any]) -> str:
-    """What is known to be said in a row, without reading its recording."""
-    return str(row.get("spoken") or (row.get("text", "") if row.get("task") == "asr" else ""))
-
-
-def spoken_tokens(text: str, processor: Processor) -> list[int]:
-    """The tokens of a text as it is heard: in lower case, without the mark at its end."""
-    return processor.tokenizer.encode(" " + text.rstrip(".?!").lower())
+def _as_heard(text: str) -> str:
+    return text.rstrip(".?!").lower()
 
 
 def build_example(
@@ -147,8 +143,7 @@ def build_example(
         pieces = [(render_base(len(parsed.audios), parsed.prompt), False), (parsed.target + END_OF_TEXT, True)]
         audios = list(parsed.audios)
     clips = _hear(audios, processor, change)
-    spoken = spoken_tokens(parsed.spoken, processor) if parsed.spoken and len(clips) == 1 else []
-    return _assemble(pieces, clips, processor, spoken)
+    return _assemble(pieces, clips, processor, _as_heard(parsed.spoken) if len(clips) == 1 else "")
 
 
 def build_pair(
@@ -168,7 +163,7 @@ def build_pair(
         conversation = parsed.conversation.assistant(answer)
         check(conversation)
         learnt = [False] * len(parsed.conversation.messages) + [True]
-        examples.append(_assemble(_chat_pieces(conversation, learnt, complete=True), clips, processor, []))
+        examples.append(_assemble(_chat_pieces(conversation, learnt, complete=True), clips, processor, ""))
     return examples[0], examples[1]
 
 
@@ -183,9 +178,7 @@ def _hear(audios: Sequence[AudioPart], processor: Processor, change: np.random.G
     return [augment_mel(processor.clip(augment(wave, change)), change) for wave in waves]
 
 
-def _assemble(
-    pieces: Sequence[tuple[str, bool]], clips: list[Clip], processor: Processor, spoken: list[int]
-) -> Example:
+def _assemble(pieces: Sequence[tuple[str, bool]], clips: list[Clip], processor: Processor, said: str) -> Example:
     ids: list[int] = []
     learnt: list[bool] = []
     waiting = iter(clips)
@@ -199,7 +192,7 @@ def _assemble(
         raise UsageError(
             f"the row has {len(ids)} tokens, the model's context holds {processor.context_length}; split it"
         )
-    return Example(ids, learnt, clips, spoken)
+    return Example(ids, learnt, clips, said)
 
 
 def _check_language_tag(target: str, processor: Processor) -> None:

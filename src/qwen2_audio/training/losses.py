@@ -98,7 +98,7 @@ class SpokenTokenLoss:
         """
         Args:
             embeddings: [vocab_size, hidden_size], of the language model.
-            vocabulary: the tokens that compete everywhere; those said in a pack always do.
+            vocabulary: the tokens that compete; those said in a pack always do.
         """
         self._embeddings = embeddings.detach()
         self._vocabulary = torch.tensor(vocabulary)

@@ -7,6 +7,7 @@ conversations. Direct preference optimisation (Rafailov et al. 2023) learns from
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -58,13 +59,17 @@ class NextToken:
         self._weight, self._next_weight = config.spoken_weight, config.next_token_weight
         self._spoken: SpokenTokenLoss | None = None
         if config.spoken_weight:
-            vocabulary = self.dataset.spoken_vocabulary(config.spoken_vocabulary)
+            self._pieces = processor.tokenizer.in_pieces(config.spoken_merges)
+            vocabulary = {token for text in self.dataset.said() for token in self._pieces.encode(" " + text)}
             if not vocabulary:
                 raise UsageError(f'spoken_weight needs rows with "spoken", and {config.data} has none')
-            self._spoken = SpokenTokenLoss(model.language_model.model.embed_tokens.weight, vocabulary)
+            self._spoken = SpokenTokenLoss(model.language_model.model.embed_tokens.weight, sorted(vocabulary))
 
     def item(self, position: int) -> Example:
-        return self.dataset[position]
+        example = self.dataset[position]
+        if self._spoken is None or not example.said:
+            return example
+        return replace(example, spoken=self._pieces.encode(" " + example.said))
 
     def size(self, item: Example) -> int:
         return len(item.ids)

@@ -1,0 +1,1 @@
+"""Evaluation: the published data sets, scored as published and cleanly; see docs/evaluation.md."""

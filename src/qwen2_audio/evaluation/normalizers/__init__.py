@@ -1,0 +1,1 @@
+"""Text normalisers: what may differ between a reference and an answer without being an error."""

@@ -1,0 +1,64 @@
+"""VoiceBench's parquet files, which hold the recordings too, to rows; the recordings are written beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen2_audio.errors import UsageError
+from qwen2_audio.evaluation.prepare.rows import Absent, Row
+from qwen2_audio.evaluation.tasks.voicebench import CHOICES, OPEN, source_of
+
+_REFERENCES = ("reference", "output")
+"""Columns that hold the reference; which of them there is differs by subset."""
+
+
+def read(folder: Path, absent: Absent) -> Iterator[Row]:
+    """Rows of the subsets that are there; names those that are not. What is asked is only spoken: the prompt is empty.
+
+    Raises:
+        UsageError: pyarrow is not installed, or a file has no recordings or no references.
+    """
+    for subset in (*OPEN, *CHOICES):
+        files = sorted((folder / subset).glob("*.parquet"))
+        if not files:
+            absent(folder / subset / "*.parquet")
+        for file in files:
+            yield from _rows(file, subset)
+
+
+def _rows(file: Path, subset: str) -> Iterator[Row]:
+    for number, line in enumerate(_read(file)):
+        reference = next((line[key] for key in _REFERENCES if line.get(key)), "")
+        sound = line.get("audio")
+        if not isinstance(sound, dict) or not sound.get("bytes") or not isinstance(line.get("prompt"), str):
+            raise UsageError(f"{file}, row {number + 1}: there must be audio.bytes and prompt; fetch it again")
+        audio = file.with_suffix("") / f"{number:05}.wav"
+        if not audio.is_file():
+            audio.parent.mkdir(exist_ok=True)
+            beside = audio.with_suffix(".part")
+            beside.write_bytes(sound["bytes"])
+            beside.replace(audio)
+        yield Row(
+            id=f"{subset}-{file.stem}-{number}",
+            audio=audio,
+            prompt="",
+            gt=str(reference),
+            source=source_of(subset),
+            language="en",
+            chat=True,
+            more={"question": line["prompt"], "task_name": subset},
+        )
+
+
+def _read(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError("reading parquet files needs the package pyarrow: pip install pyarrow") from None
+    try:
+        yield from parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UsageError(f"cannot read {file}: {error}; fetch it again") from error

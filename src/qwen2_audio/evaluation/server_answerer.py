@@ -1,0 +1,117 @@
+"""A model behind an OpenAI-compatible URL (vLLM, a cluster of it, a hosted one), asked through `chat/completions`.
+
+That API has no bare prompts with recordings (`completions` takes text only), so the base model's samples are asked in a chat
+too, recordings first, then the prompt; `identity()` says so, and their scores do not compare with those of bare prompts.
+Nor has it a least length: an answer may be empty.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from qwen2_audio import __version__
+from qwen2_audio.config import SAMPLE_RATE
+from qwen2_audio.errors import AudioError
+from qwen2_audio.evaluation.answerers import MAX_NEW_TOKENS, check_long_audio, hear
+from qwen2_audio.evaluation.chat_client import ChatClient
+from qwen2_audio.evaluation.samples import Answer, Sample
+
+_PARALLEL = 32
+
+
+class OpenAIAnswerer:
+    """A server, asked for a whole batch at once."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_variable: str = "OPENAI_API_KEY",
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        long_audio: str = "cut",
+        timeout: float = 120.0,
+        attempts: int = 5,
+        pause: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            base_url: such as "http://localhost:8000/v1".
+            key_variable: the environment variable that holds the key; none is sent where it is not set.
+            long_audio: see `qwen2_audio.evaluation.answerers.LONG_AUDIO`.
+            timeout: seconds without a sign of life before a request counts as failed.
+            attempts: how often a request is made before its sample counts as failed.
+            pause: seconds before the second attempt; twice as long before each further one, or what the server asks for.
+
+        Raises:
+            UsageError: httpx is not installed, the URL or the key is none, no attempts, or an unknown `long_audio`.
+        """
+        check_long_audio(long_audio)
+        self._client = ChatClient(
+            base_url, model, name="the server", key_variable=key_variable, timeout=timeout, attempts=attempts,
+            pause=pause, connections=_PARALLEL, may_be_empty=True,
+        )  # fmt: skip
+        self._model = model
+        self._max_new_tokens = max_new_tokens
+        self._long_audio = long_audio
+
+    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
+        """Answers in the order of the samples.
+
+        Raises:
+            UsageError: what every sample would meet; see `ChatClient.ask`.
+        """
+        stopped = threading.Event()
+        pool = ThreadPoolExecutor(_PARALLEL)
+        try:
+            futures = [pool.submit(self._answer, sample, stopped) for sample in samples]
+            for future in as_completed(futures):
+                future.result()  # the first error ends the run, whatever is waited for
+            return [future.result() for future in futures]
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The model by its name and address (never the key)."""
+        return {
+            "kind": "server",
+            "model": self._model,
+            "url": self._client.address,
+            "max_new_tokens": self._max_new_tokens,
+            "min_new_tokens": 0,
+            "temperature": 0.0,
+            "long_audio": self._long_audio,
+            "bare_prompts": "asked in a chat: chat/completions has no other form with recordings",
+            "qwen2_audio": __version__,
+        }
+
+    def _answer(self, sample: Sample, stopped: threading.Event) -> Answer:
+        started = time.monotonic()
+        try:
+            content = self._content(sample)
+        except AudioError as problem:
+            return Answer(sample, "", str(problem), time.monotonic() - started)
+        reply = self._client.ask(content, temperature=0.0, max_tokens=self._max_new_tokens, stopped=stopped)
+        return Answer(sample, reply.text, reply.error, time.monotonic() - started)
+
+    def _content(self, sample: Sample) -> list[dict[str, Any]]:
+        """The recordings, then the prompt, as parts of a message."""
+        content: list[dict[str, Any]] = [
+            {"type": "input_audio", "input_audio": {"data": self._wav(path), "format": "wav"}} for path in sample.audio
+        ]
+        return [*content, {"type": "text", "text": sample.prompt}] if sample.prompt else content
+
+    def _wav(self, path: str) -> str:
+        """The recording as 16 kHz mono wav of 16 bits, which every server reads, in base64."""
+        import soundfile
+
+        file = io.BytesIO()
+        soundfile.write(file, hear(path, self._long_audio), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        return base64.b64encode(file.getvalue()).decode("ascii")
