@@ -98,7 +98,7 @@ class Theirs:
         inputs = inputs.to(self.model.device)
         inputs["input_features"] = inputs["input_features"].to(self.model.dtype)
         with torch.inference_mode():
-            ids = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+            ids = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, min_new_tokens=1, do_sample=False)
         return self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
