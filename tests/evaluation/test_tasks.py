@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen2_audio.errors import UsageError
+from qwen2_audio.evaluation.samples import read_samples
 from qwen2_audio.evaluation.scoring import METRICS as SCORED
 from qwen2_audio.evaluation.task import METRICS, load_samples, own_task
 from qwen2_audio.evaluation.tasks import GROUPS, TASKS, find_family, find_task, find_tasks
@@ -169,3 +170,11 @@ def test_the_scorecard_asks_what_was_held_out(name: str, count: int) -> None:
     assert all(Path(audio).is_file() for sample in samples for audio in sample.audio)
     if name == "emodb":
         assert {sample.speaker for sample in samples} == {"09", "12"}
+
+
+@pytest.mark.parametrize("key", ["audios", "wav"])
+def test_no_row_is_asked_without_its_recording(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({key: "a.wav", "gt": "x"}))
+    with pytest.raises(UsageError, match=f"row 1 names its recording under '{key}'"):
+        read_samples(file)

@@ -117,9 +117,16 @@ def read_samples(path: Path, *, chat: bool = False, keep: Mapping[str, Sequence[
         if any(whole.get(key) not in values for key, values in (keep or {}).items()):
             continue
         sample = Answer.from_json(whole, number).sample
+        strange = [key for key in _NOT_AUDIO if key in row]
+        if strange:
+            raise UsageError(f"{path}, row {number} names its recording under {strange[0]!r}; name it under 'audio'")
         audio = tuple(a if "://" in a or a.startswith("data:") else str(path.parent / a) for a in sample.audio)
         samples.append(replace(sample, audio=audio))  # an absolute path stays one
     return samples
+
+
+_NOT_AUDIO = ("audios", "audio_url", "wav", "path", "url")
+"""Where other rows name their recordings; here the model would be asked without hearing them."""
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
