@@ -26,11 +26,9 @@ def main() -> None:
     parser.add_argument("speech", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--clips", type=int, default=900)
-    parser.add_argument("--merges", type=int, default=1000, help="spoken_merges of configs/mini/hear.yaml")
     args = parser.parse_args()
     model = load_model(args.base)
     processor = load_processor(args.base, load_config(args.base))
-    pieces = processor.tokenizer.in_pieces(args.merges)
     rows = [json.loads(line) for line in (args.speech / "manifest.jsonl").read_text().splitlines()]
     rows = [row for row in rows if 1.0 < row["duration"] < 8.0][: args.clips]
     features, loudness, tokens = [], [], []
@@ -41,7 +39,7 @@ def main() -> None:
             features.append(states)
             loudness.append(clip.mel[:, : 4 * len(states)].mean(0).reshape(-1, 4).mean(1))
             words = row["text"].rstrip(".?!").lower()
-            tokens.append(torch.tensor(pieces.encode(" " + words)))
+            tokens.append(torch.tensor(processor.tokenizer.encode(" " + words)))
         weight, bias, hits = fit_projector(features, loudness, tokens, model.language_model.model.embed_tokens.weight)
     print(f"{len(rows)} clips; the linear map names the token of {hits:.1%} of the voiced frames it was fitted on")
     names = ("multi_modal_projector.linear.weight", "multi_modal_projector.linear.bias")

@@ -2,10 +2,9 @@
 
     python recipes/mini/conversations.py OUT_FOLDER --read READ --ask ASK --real REAL --prompts ASTERISK --data DATA_FOLDER
 
-- hear.jsonl: recordings with their words, for the loss of spoken tokens alone; of a sound or a mood its name is what is "said";
+- hear.jsonl: recordings with their words, for the loss of spoken tokens alone;
 - pretrain.jsonl: the base model's bare prompts: speech, sound events, emotion;
-- sft.jsonl: conversations: transcription, spoken questions, questions about sounds and emotions; several turns;
-  some bare prompts.
+- sft.jsonl: conversations: transcription, spoken questions, questions about sounds, speakers, emotions; several turns.
 
 Every folder holds a manifest.jsonl. DATA_FOLDER has `librispeech_excerpt`, `esc10` and `emodb`; of each only the part for
 training is used. OUT_FOLDER must lie where all of them can be reached by relative paths.
@@ -85,7 +84,7 @@ def heard(audio: str, text: str = "", *, before: bool = False) -> list[Row]:
 
 def read_aloud(audio: str, row: Row) -> Row:
     """Pre-training's row of speech: its target begins with the tag of the language."""
-    return {"audio": audio, "text": row["text"], "task": "asr", "language": "en"}
+    return {"audio": audio, "text": row["text"], "task": "asr", "language": "en", "spoken": row["text"]}
 
 
 def transcription(audio: str, text: str, rng: random.Random) -> Row:
@@ -115,12 +114,12 @@ def of_sounds(sounds: list[Item], rng: random.Random, times: int) -> Iterable[Ro
             other = rng.choice([name for name in SENTENCES if name != kind])
             pick = rng.random()
             if pick < 0.4:
-                yield chat((heard(audio, SOUND_PROMPT), kind), spoken=kind)
+                yield chat((heard(audio, SOUND_PROMPT), kind))
             elif pick < 0.7:
-                yield chat((heard(audio, rng.choice(WHICH_SOUND)), SENTENCES[kind]), spoken=kind)
+                yield chat((heard(audio, rng.choice(WHICH_SOUND)), SENTENCES[kind]))
             elif pick < 0.85:
                 names = [kind, other] if rng.random() < 0.5 else [other, kind]
-                yield chat((heard(audio, f"Is this the sound of {names[0]} or {names[1]}?"), kind), spoken=kind)
+                yield chat((heard(audio, f"Is this the sound of {names[0]} or {names[1]}?"), kind))
             else:
                 second, what = rng.choice(sounds)
                 first = (heard(audio, rng.choice(WHICH_SOUND)), SENTENCES[kind])
@@ -132,9 +131,9 @@ def of_voices(voices: list[Item], rng: random.Random, times: int) -> Iterable[Ro
         for audio, row in voices:
             emotion = row["gt"]
             if rng.random() < 0.5:
-                yield chat((heard(audio, EMOTION_PROMPT), emotion), spoken=emotion)
+                yield chat((heard(audio, EMOTION_PROMPT), emotion))
             else:
-                yield chat((heard(audio, rng.choice(FEELING)), FEELS[emotion]), spoken=emotion)
+                yield chat((heard(audio, rng.choice(FEELING)), FEELS[emotion]))
 
 
 def main() -> None:
@@ -143,8 +142,8 @@ def main() -> None:
     for name in ("read", "ask", "real", "prompts"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--pretrain-read", type=int, default=1500)
-    parser.add_argument("--sft-read", type=int, default=500)
+    parser.add_argument("--pretrain-read", type=int, default=3500)
+    parser.add_argument("--sft-read", type=int, default=1200)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(3)
@@ -171,19 +170,14 @@ def main() -> None:
     ]
     sounds = [item for item in load(args.data / "esc10") if item[1]["fold"] != HELD_OUT_FOLD]
     voices = [item for item in load(args.data / "emodb") if item[1]["speaker"] not in HELD_OUT_SPEAKERS]
+    write("hear.jsonl", [read_aloud(*item) for item in read + joined + joined + prompts + whole])
 
-    def named() -> Iterable[Row]:
-        for audio, row in sounds:
-            prompt = SOUND_PROMPT if rng.random() < 0.8 else CAPTION_PROMPT
-            yield bare(audio, prompt, row["gt"], spoken=row["gt"])
-        for audio, row in voices:
-            yield bare(audio, EMOTION_PROMPT, row["gt"], spoken=row["gt"])
-
-    speech = read + ask + joined + prompts + whole
-    write("hear.jsonl", [read_aloud(*item) for item in speech] + [row for _ in range(4) for row in named()])
-
-    pretrain = [read_aloud(*item) for item in read[: args.pretrain_read] + joined[: args.pretrain_read // 2] + whole]
-    pretrain += [row for _ in range(2) for row in named()]
+    pretrain = [read_aloud(*item) for item in read[: args.pretrain_read] + joined[:2500] + prompts + whole]
+    for _ in range(3):
+        pretrain += [
+            bare(audio, SOUND_PROMPT if rng.random() < 0.8 else CAPTION_PROMPT, row["gt"]) for audio, row in sounds
+        ]
+        pretrain += [bare(audio, EMOTION_PROMPT, row["gt"]) for audio, row in voices]
     write("pretrain.jsonl", pretrain)
 
     kept_back = set(Path(__file__).with_name("test_questions.txt").read_text().split("\n"))
@@ -193,10 +187,9 @@ def main() -> None:
     sft += [written(row) for _, row in ask if rng.random() < 0.1]
     sft += [
         transcription(audio, row["text"], rng)
-        for audio, row in read[args.pretrain_read :][: args.sft_read] + joined[-args.sft_read // 2 :] + whole
+        for audio, row in read[args.pretrain_read :][: args.sft_read] + joined[2500:] + whole
     ]
     sft += [*of_sounds(sounds, rng, 3), *of_voices(voices, rng, 2)]
-    sft += rng.sample(pretrain, min(len(sft) // 8, len(pretrain)))  # the bare prompts are not to be forgotten
     write("sft.jsonl", sft)
 
 

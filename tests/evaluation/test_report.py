@@ -9,14 +9,11 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qwen2_audio.errors import UsageError
 from qwen2_audio.evaluation import plots
-from qwen2_audio.evaluation.document import compared
-from qwen2_audio.evaluation.findings import Failure, confusions, failures, slices, worst
 from qwen2_audio.evaluation.published import PublishedTable, published
 from qwen2_audio.evaluation.report import write_report
 from qwen2_audio.evaluation.samples import Answer, Sample
@@ -371,63 +368,3 @@ def test_parts_of_a_set_are_slices_of_it(tmp_path: Path) -> None:
     assert ["mmau_test_mini", "accuracy (string match)", "official", "music", "2", "0.250", "0.000–0.500"] in stripped
     assert "### By task" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert not any(row[0].startswith("mmau_test_mini/") for row in stripped)
-
-
-def test_slices_only_where_they_say_something() -> None:
-    parts = tuple(Part(str(i), i % 2, 1) for i in range(40))
-    score = Score("s", "accuracy", "clean", 0.5, 40, parts=parts)
-
-    def cut(**of: Any) -> list[tuple[str, str, int, float]]:
-        answers = [
-            Answer(Sample(str(i), (), "", "", "s", **{key: value(i) for key, value in of.items()}), "")
-            for i in range(40)
-        ]
-        return [(one.by, one.name, one.samples, one.value) for one in slices(score, answers)]
-
-    assert cut() == []
-    assert cut(speaker=lambda i: str(i)) == []  # one answer each: chance
-    assert cut(language=lambda i: "en") == []  # the whole again
-    assert cut(speaker=lambda i: "abc"[i % 2] if i < 38 else "c") == [
-        ("speaker", "a", 19, 0.0),
-        ("speaker", "b", 19, 1.0),
-    ]
-    assert cut(language=lambda i: "en" if i < 11 else "de") == [
-        ("language", "de", 29, pytest.approx(15 / 29)), ("language", "en", 11, pytest.approx(5 / 11))
-    ]  # fmt: skip
-    assert cut(duration=lambda i: 30.0 if i < 3 else 30.5 if i < 5 else 0.0) == [
-        ("length", "20–30 s", 3, pytest.approx(1 / 3)), ("length", "over 30 s", 2, 0.5)
-    ]  # fmt: skip
-
-
-def test_what_goes_wrong_most() -> None:
-    errors = [Part("a", 2, 4), Part("b", 0, 9), Part("c", 3, 30), Part("d", 3, 3)]
-    assert [part.id for part in worst(Score("s", "wer", "clean", 0.2, 4, parts=tuple(errors)), 3)] == ["d", "c", "a"]
-    marks = [Part("a", 8, 1), Part("unmarked", 0, 0), Part("b", 2, 2), Part("c", 10, 1)]
-    assert [part.id for part in worst(Score("s", "judge", "clean", 5, 4, parts=tuple(marks)), 9)] == ["b", "a"]
-    labels = [Part("1", 0, 1, "joy", "anger"), Part("2", 1, 1, "joy", "joy"), Part("3", 0, 0, "joy", "")]
-    labels += [Part("4", 0, 1, "fear", "joy"), Part("5", 0, 1, "fear", "joy")]
-    found = confusions(Score("s", "choice", "official", 0.25, 4, parts=tuple(labels)), 9)
-    assert [(one.reference, one.response, one.times) for one in found] == [("fear", "joy", 2), ("joy", "anger", 1)]
-    assert confusions(SMALL, 9) == []
-    told = {"failures": [{"id": "x", "position": "model_first", "reply": "8", "error": "no mark can be read"}]}
-    assert failures([Score("chat", "judge", "official", 5, 1, 1, details=told)], [FAILED, *ANSWERS]) == [
-        Failure("librispeech_test_clean", "u4", "the clip is | truncated"),
-        Failure("chat", "x", "model_first: no mark can be read, the judge replied: 8"),
-    ]
-
-
-def test_what_differs_is_marked_in_words_or_characters() -> None:
-    def shown(reference: str, response: str, units: int) -> tuple[str, ...]:
-        return tuple(
-            "".join(f"[{span.text}]" if span.differs else span.text for span in side)
-            for side in compared(reference, response, units)
-        )
-
-    assert shown("the cat sat", "a cat sat down", 3) == ("[the] cat sat", "[a] cat sat [down]")
-    assert shown("今天天气好", "今天天汽好吗", 5) == ("今天天[气]好", "今天天[汽]好[吗]")
-    assert shown("", "oh no", 0) == ("", "[oh no]")
-    assert shown("well", "", 1) == ("[well]", "")
-    reference = " ".join(["word"] * 100)
-    left, right = shown(reference, reference + " more", 100)
-    assert left == reference[:400] + " … (99 more characters)"
-    assert right == reference[:400] + " … (104 more characters)"

@@ -168,7 +168,8 @@ def test_when_all_fail_the_others_are_reported(tmp_path: Path, written: Written)
     with pytest.raises(UsageError, match=r"^no sample of bad got an answer$"):
         evaluate(EvaluateConfig(tasks, tmp_path / "run"), Echo(tmp_path / "log", 0), said.append)
     assert [(score.source, score.samples, score.failed) for score in written[0][0]] == [("bad", 0, 1), ("rows", 2, 0)]
-    assert said == ["bad: 1 of 1 samples failed, such as 1: no such file"]
+    assert said[0] == "bad: 1 of 1 samples failed, such as 1: no such file"
+    assert said[1:] == [score.line() for score in written[0][0]]
 
 
 @pytest.mark.parametrize(

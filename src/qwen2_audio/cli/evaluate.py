@@ -130,15 +130,7 @@ def score(
         print(json.dumps(listed, ensure_ascii=False))
         return
     for one in scores:
-        if not one.samples:
-            print(f"{one.source}\t{one.metric} -, all {one.failed} failed, profile {one.profile}")
-            continue
-        low, high = one.interval or (one.value, one.value)
-        failed = f", {one.failed} failed" if one.failed else ""
-        print(
-            f"{one.source}\t{one.metric} {one.value:.6f} (95 % {low:.6f} to {high:.6f}), "
-            f"{one.samples} samples{failed}, profile {one.profile}"
-        )
+        print(one.line())
 
 
 @evaluate.command()

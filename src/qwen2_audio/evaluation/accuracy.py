@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from math import nan
 
 from qwen2_audio.errors import UsageError
 from qwen2_audio.evaluation.samples import Answer, Sample
@@ -22,21 +23,21 @@ def accuracy(answers: Sequence[Answer], metric: str, profile: str) -> Score:
     """The share of right answers of one source.
 
     Args:
-        metric: "accuracy": the answer is the reference; "prefix": it begins with it; "string_match": MMAU's rule;
-            "choice": AIR-Bench's; "word_f1": at least half of their words are the same (see `word_f1`).
+        metric: "accuracy": the answer is the reference; "prefix": it begins with it; "string_match": MMAU's rule; "choice":
+            AIR-Bench's, nan where "official" leaves out every answer; "word_f1": at least half of their words are the same
+            (see `word_f1`).
 
     Raises:
-        UsageError: a sample has no choices or no letter where the metric needs them, or no answer can be scored.
+        UsageError: a sample has no choices or no letter where the metric needs them.
     """
     parts = tuple(_part(answer, metric, profile) for answer in answers)
     source, scored = answers[0].sample.source, int(sum(part.denominator for part in parts))
-    if not scored:
-        raise UsageError(f"{metric} of {source}: none of the {len(parts)} answers has a letter to score")
     right = int(sum(part.numerator for part in parts))
     details: dict[str, int] = {"right": right}
     if metric == "choice":
         details["fail_num"] = sum(not part.response for part in parts)
-    return Score(source, metric, profile, right / scored, scored, parts=parts, details=details)
+    value = right / scored if scored else nan
+    return Score(source, metric, profile, value, scored, parts=parts, details=details)
 
 
 def plain_label(text: str) -> str:

@@ -247,8 +247,10 @@ def _report(
         if failed and len(failed) == len(given):
             unanswered.append(f"no sample of {name} got an answer")
     scores, problems = score_run(config.tasks, answers, config.profile, config.judge)
-    if scores:
+    if scores:  # of each a line, for who does not open the report
         everything = [answer for given in answers.values() for answer in given]
         write_report(config.out, scores, {**settings, "profile": config.profile}, everything)
+        for score in scores:
+            say(score.line())
     if unanswered or problems:
         raise UsageError("; ".join([*unanswered, *problems]))

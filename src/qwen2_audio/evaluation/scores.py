@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 
@@ -51,6 +52,14 @@ class Score:
     interval: tuple[float, float] | None = None
     parts: tuple[Part, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """The score on one line: how sure it is, and all that it does not count."""
+        interval = "" if self.interval is None else " (95 % {:.6f} to {:.6f})".format(*self.interval)
+        value = "-" if isnan(self.value) else f"{self.value:.6f}{interval}"
+        left_out = {"failed": self.failed, "without a letter": self.details.get("fail_num", 0)}
+        counts = [f"{self.samples} samples", *(f"{count} {what}" for what, count in left_out.items() if count)]
+        return f"{self.source}\t{self.metric} {value}, {', '.join(counts)}, profile {self.profile}"
 
     @property
     def lower_is_better(self) -> bool:
