@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--joined", type=int, default=3500)
-    parser.add_argument("--unheard", action="store_true", help="keep every piece, untranscribed: ten times quicker")
+    parser.add_argument("--unheard", action="store_true", help="keep every piece, untranscribed: much quicker")
     args = parser.parse_args()
     rng = random.Random(4)
     assistant = load(args.model, device="cpu")

@@ -6,7 +6,7 @@
 
 `--read` transcribes the clips of split "test" of a folder with a manifest.jsonl (fields audio, gt, split). `--ask` speaks the
 50 questions of test_questions.txt with a voice never trained on, and compares each answer with the model's answer to the
-same question in writing: both are printed, and counted as equal when at least half of their words agree (F1).
+same question in writing: both are printed, and counted as equal when at least half of their first 30 words agree (F1).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from preferences import answers, loudest, questions
 from voices import HELD_OUT, speak
 
 from qwen2_audio import Assistant, load
+from qwen2_audio.evaluation.accuracy import word_f1
 from qwen2_audio.processing.audio import load_audio
 
 QUESTIONS = Path(__file__).with_name("test_questions.txt")
@@ -46,13 +47,6 @@ def edits(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
         best = np.minimum(change, row[1:] + 1)
         row = np.minimum.accumulate(np.concatenate([[i], best]) - np.arange(len(row))) + np.arange(len(row))
     return int(row[-1])
-
-
-def word_f1(a: str, b: str) -> float:
-    """Harmonic mean of the shares of words that both texts have in common."""
-    left, right = Counter(words(a)), Counter(words(b))
-    common = sum((left & right).values())
-    return 2 * common / max(sum(left.values()) + sum(right.values()), 1)
 
 
 def measure_reading(assistant: Assistant, folder: Path, batch: int) -> None:

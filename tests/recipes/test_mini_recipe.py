@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -117,8 +118,7 @@ def test_rows_are_what_the_trainer_reads(tmp_path: Path, processor: Processor) -
     voices = [{**row, "gt": "joy", "speaker": ["08", "09", "12"][i % 3]} for i, row in enumerate(of("emodb"))]
     make_folder(tmp_path / "emodb", voices)
     made = make_rows(tmp_path)
-    named = 4 * (7 + 3)  # sounds and moods of the training parts, four times each, in which their names are "said"
-    assert len(made["hear"]) == 9 + 9 + 9 + 9 + named and len(made["sft"]) > 30
+    assert len(made["hear"]) == 9 + 9 + 9 + 9 and len(made["sft"]) > 30
     for line in (line for lines in made.values() for line in lines):
         assert "secret" not in line.lower()
         example = build_example(json.loads(line), tmp_path / "rows", processor)
@@ -126,7 +126,19 @@ def test_rows_are_what_the_trainer_reads(tmp_path: Path, processor: Processor) -
         assert example.ids.count(processor.audio_token_id) == sum(clip.tokens for clip in example.clips)
     labels = [json.loads(line) for line in made["pretrain"] if "esc10" in line]
     assert {row["gt"] for row in labels} == {"rain", "rooster", "chainsaw"}  # the fourth fold is held out
-    assert sum("emodb" in line for line in made["pretrain"]) == 2 * 3  # of nine, six are of held-out speakers
+    assert sum("emodb" in line for line in made["pretrain"]) == 3 * 3  # of nine, six are of held-out speakers
+
+
+def test_digits(tmp_path: Path, processor: Processor) -> None:
+    rows = [{"id": str(i), "audio": f"audio/{i}.flac", "prompt": "Say it:", "gt": "four"} for i in range(5)]
+    make_folder(tmp_path / "fsdd", [{**row, "split": "test" if row["id"] == "3" else "train"} for row in rows])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rows.py", str(tmp_path / "fsdd"), str(tmp_path / "out")])
+        runpy.run_path(str(RECIPE.parent / "digits" / "rows.py"), run_name="__main__")
+    for split, ids in (("train", ["0", "1", "2", "4"]), ("test", ["3"])):
+        lines = (tmp_path / "out" / f"{split}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ids
+        assert all(len(build_example(json.loads(line), tmp_path, processor).clips) == 1 for line in lines)
 
 
 def test_preferences() -> None:
