@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test check format bench mini-data mini-train mini-gpu mini-measure mini-scorecard clean
+.PHONY: help chat test check format bench page-shots mini-data mini-train mini-gpu mini-measure mini-scorecard clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,9 @@ format: $(VENV)/dev.ready  ## format the code and mend what ruff can mend
 
 bench: $(VENV)/dev.ready  ## time mini, side by side with transformers
 	$(BIN)/qwen2-audio bench
+
+page-shots: $(VENV)/dev.ready  ## photograph the web page into runs/page, two pictures into docs/images (wants Chromium)
+	$(BIN)/python recipes/page/shots.py runs/page --readme
 
 clean:  ## remove the environment and all caches (not runs/)
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

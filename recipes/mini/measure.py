@@ -137,10 +137,11 @@ def main() -> None:
         "--faithful", type=Path, help="ESC-10: answers that contradict the recording, on the held-out fold"
     )
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--quantize", default="none", help="none or int8: how the weights lie in memory")
     args = parser.parse_args()
     if not any((args.read, args.ask, args.sounds, args.emotions, args.faithful)):
         sys.exit("say what to measure: --read, --ask, --sounds, --emotions, --faithful")
-    assistant = load(args.model)
+    assistant = load(args.model, quantize=args.quantize)
     if args.read:
         measure_reading(assistant, args.read, args.batch)
     if args.ask:

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from qwen2_audio.checkpoints.hub import find_checkpoint
-from qwen2_audio.checkpoints.load import load_config, load_model, read_json
+from qwen2_audio.checkpoints.load import load_config, load_model, read_json, weight_files
 from qwen2_audio.checkpoints.merge import merge_trained, own_weights
+from qwen2_audio.checkpoints.quantize import is_int8, put_into_int8
 from qwen2_audio.checkpoints.save import save
-from qwen2_audio.config import MAX_SAMPLES, SAMPLE_RATE
-from qwen2_audio.errors import AudioWarning, ConversationError, UsageError
+from qwen2_audio.errors import UsageError
 from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
 from qwen2_audio.generation.reply import Reply, answer_all
 from qwen2_audio.generation.sequence import FinishReason
+from qwen2_audio.longform.listening import TRANSCRIBE, TRANSLATE, Question
+from qwen2_audio.longform.segments import Segment
 from qwen2_audio.model.linear import pack_linears
-from qwen2_audio.processing.audio import load_part
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_turn, with_system
-from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Part, TextPart, user_parts
+from qwen2_audio.processing.conversation import (
+    AudioPart,
+    AudioSource,
+    Conversation,
+    Input,
+    Item,
+    TextPart,
+    as_audio,
+    as_conversation,
+    user_parts,
+)
 from qwen2_audio.processing.processor import Processor, Prompt, load_processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
-from qwen2_audio.runtime import choose_runtime
-from qwen2_audio.transcription import Transcriber
+from qwen2_audio.remote.address import is_address
+from qwen2_audio.remote.opening import open_remote, refuse_local_options
+from qwen2_audio.runtime import Runtime, choose_runtime
+from qwen2_audio.transcription import Transcriber, Transcript, blocks_of
 
-Item: TypeAlias = "AudioSource | Part"
-Input: TypeAlias = "Item | Sequence[Item] | Conversation"
-"""One thing to say or show, several in order, or a whole conversation."""
+LEAST_INT8_BYTES = 10**8
+"""Files smaller than this stay exact under `quantize="auto"`: they are quick anyway."""
 
 
 class Options(TypedDict, total=False):
@@ -44,8 +56,14 @@ class Options(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    json_schema: str | Mapping[str, Any] | None
 
 
 class ReplyStream:
@@ -132,37 +150,42 @@ class Assistant:
         prompts = [self.processor.prepare(as_conversation(message, system)) for message in messages]
         return answer_all(self.engine, [self._request(prompt, options) for prompt in prompts])
 
-    def transcribe(self, audio: AudioSource | AudioPart, **options: Unpack[Options]) -> Reply:
-        """Write down what is said, long recordings piece by piece; see `transcribe_many`."""
+    def transcribe(self, audio: AudioSource | AudioPart, **options: Unpack[Options]) -> Transcript:
+        """Write down what is said in a recording of any length; see `transcribe_many`."""
         return self.transcribe_many([audio], **options)[0]
 
-    def transcribe_many(self, audios: Sequence[AudioSource | AudioPart], **options: Unpack[Options]) -> list[Reply]:
+    def transcribe_many(
+        self, audios: Sequence[AudioSource | AudioPart], **options: Unpack[Options]
+    ) -> list[Transcript]:
         """Write down what is said in several recordings, together.
 
         Recordings longer than the checkpoint's transcription window (30 s unless its `generation_config.json` says less)
-        are cut at pauses and transcribed piece by piece; above 30 s an `AudioWarning` says so.
+        are cut where nobody speaks and heard window by window, each a segment of the result with its times; silence is
+        left out. They are decoded as they are heard, so that memory does not grow with their length.
 
         Unless told otherwise it is greedy, free to repeat words (no repetition penalty), and no longer than fast speech
-        could be. Where the model goes round in circles the piece is heard again in halves; what still does ends with
+        could be. Where the model goes round in circles the window is heard again in halves; what still does ends with
         finish_reason "length".
         """
         if isinstance(audios, str | bytes | AudioPart):
             raise UsageError("transcribe_many takes a list of recordings; for a single one use transcribe")
+        parts = [as_audio(audio) for audio in audios]
+        return self._transcriber(options).transcribe([blocks_of(part) for part in parts])
+
+    def transcribe_stream(self, audio: AudioSource | AudioPart, **options: Unpack[Options]) -> Iterator[Segment]:
+        """Like `transcribe`, segment by segment as they come."""
+        return self._transcriber(options).segments(blocks_of(as_audio(audio)))
+
+    def translate(self, audio: AudioSource | AudioPart, **options: Unpack[Options]) -> Transcript:
+        """Write down in English what is said in any language; as `transcribe` otherwise."""
+        return self._transcriber(options, TRANSLATE).transcribe([blocks_of(as_audio(audio))])[0]
+
+    def _transcriber(self, options: Options, instruction: str = TRANSCRIBE) -> Transcriber:
         given: Options = {"temperature": 0.0, "repetition_penalty": 1.0}
         given.update({name: value for name, value in options.items() if value is not None})  # type: ignore[typeddict-item]
-        limit = given.get("max_new_tokens")
-        chosen = replace(
-            self.options(given), max_new_tokens=limit
-        )  # else not the checkpoint's, but what fits the piece
-        recordings = []
-        for number, audio in enumerate(audios, 1):
-            samples = load_part(_as_audio(audio))
-            if len(samples) > MAX_SAMPLES:
-                name = audio if isinstance(audio, str | Path) else f"recording {number}"
-                note = f"{name} is {len(samples) / SAMPLE_RATE:.1f} s long; it is transcribed in parts, cut at pauses"
-                warnings.warn(note, AudioWarning, stacklevel=2)
-            recordings.append(samples)
-        return Transcriber(self.engine, self.processor, self.transcription_window, chosen).transcribe(recordings)
+        limit = given.get("max_new_tokens")  # not the checkpoint's: what fits the window
+        question = Question(instruction, replace(self.options(given), max_new_tokens=limit))
+        return Transcriber(self.engine, self.processor, self.transcription_window, question)
 
     def complete(
         self, audios: AudioSource | Sequence[AudioSource], instruction: str, **options: Unpack[Options]
@@ -189,7 +212,14 @@ class Assistant:
         return Session(self, system)
 
     def save(self, folder: str | Path) -> None:
-        """Write the model as a checkpoint folder in the published layout."""
+        """Write the model as a checkpoint folder in the published layout.
+
+        Raises:
+            CheckpointError: the folder exists, or cannot be written.
+            UsageError: the model was loaded in int8, which that layout does not know.
+        """
+        if is_int8(self.engine.model):
+            raise UsageError("a model in int8 cannot be saved, its weights were rounded; load it with quantize='none'")
         save(self.engine.model, Path(os.path.expanduser(folder)), source=self.folder)
 
     def options(self, given: Options) -> GenerationOptions:
@@ -269,60 +299,68 @@ def load(
     adapter: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str = "none",
     revision: str | None = None,
     offline: bool = False,
+    key_variable: str | None = None,
 ) -> Assistant:
     """Find, fetch if need be, and load a model.
 
     Args:
-        model: "mini"; a checkpoint folder; a hub name such as "Qwen/Qwen2-Audio-7B-Instruct" (also "hf:NAME"); or
-            "modelscope:NAME".
+        model: "mini"; a checkpoint folder; a hub name such as "Qwen/Qwen2-Audio-7B-Instruct" (also "hf:NAME");
+            "modelscope:NAME"; or "openai:http://host:8000/v1", a model behind an OpenAI-compatible address (another one than
+            its first: "openai:http://host:8000/v1#NAME"), asked with the key in OPENAI_API_KEY: then the result is a
+            `RemoteAssistant`, which chats, streams, batches and transcribes alike, and has no weights.
         adapter: what was trained on it: an adapter in peft's format (a folder), or the file that `qwen2-audio train` gave.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16", "float16".
+        quantize: "none"; "int8": on a CPU, a quarter of float32's memory and several times its speed, slightly less exact;
+            "auto": int8 where the CPU has instructions for it, no dtype was asked for and the model is not tiny.
         revision: branch, tag or commit of a hub model.
         offline: use only what is on this machine.
+        key_variable: the environment variable with the key of a server, in place of OPENAI_API_KEY. That one is sent over
+            https or to this machine only; a variable that is named goes wherever the address says.
 
     Raises:
         CheckpointError: the model cannot be found, fetched or read.
         UsageError: the device or dtype makes no sense here.
+        ServerError: nobody answers at the address.
     """
-    runtime = choose_runtime(device, dtype)
+    if isinstance(model, str) and is_address(model):
+        refuse_local_options(
+            adapter=adapter, device=device, dtype=dtype, quantize=quantize, revision=revision, offline=offline
+        )
+        return cast("Assistant", open_remote(model, key_variable=key_variable))
+    if key_variable is not None:
+        raise UsageError("key_variable is for a model at an address, openai:URL; leave it out")
+    runtime = choose_runtime(device, dtype, quantize)
     name = str(model.absolute()) if isinstance(model, Path) else model  # a Path is a folder, whatever its name
     folder = find_checkpoint(name, revision=revision, offline=offline)
+    if quantize == "auto" and sum(file.stat().st_size for file in weight_files(folder)) < LEAST_INT8_BYTES:
+        runtime = replace(runtime, int8=False)
     config = load_config(folder)
     processor = load_processor(folder, config)
-    network = load_model(folder, device=runtime.device, dtype=runtime.dtype)
-    if adapter is not None:
-        own_weights(network)
-        merge_trained(network, Path(os.path.expanduser(adapter)))
-    pack_linears(network)
-    file = folder / "generation_config.json"
-    fallback = [processor.tokenizer.id_of(token) for token in (IM_END, END_OF_TEXT)]
-    defaults = GenerationDefaults.from_hf(read_json(file) if file.exists() else {}, fallback)
+    network = load_network(folder, runtime, adapter)
+    defaults = read_defaults(folder, processor)
     engine = Engine(network, processor.tokenizer, defaults.end_ids)
     return Assistant(engine, processor, defaults, folder)
 
 
-def as_conversation(message: Input, system: str | None = None) -> Conversation:
-    """A message as a conversation; a list of dicts is read as the original's conversation form, a tuple of two whose second
-    is a number as (samples, rate)."""
-    if isinstance(message, Conversation):
-        conversation = message
-    elif isinstance(message, list) and message and all(isinstance(item, dict) for item in message):
-        conversation = Conversation.parse(message)
-    else:
-        wave = isinstance(message, tuple) and len(message) == 2 and not isinstance(message[1], str | bytes | Path)
-        items: Sequence[Any] = message if isinstance(message, list | tuple) and not wave else [message]
-        conversation = Conversation().user(*items)
-    if system is None:
-        return conversation
-    if conversation.messages and conversation.messages[0].role == "system":
-        raise ConversationError("a system message is given twice: in the conversation and as system=")
-    return Conversation((*Conversation().system(system).messages, *conversation.messages))
+def load_network(folder: Path, runtime: Runtime, adapter: str | Path | None = None) -> Qwen2Audio:
+    """The neural network of a checkpoint folder, with what was trained on it, laid out for inference."""
+    at_once = runtime.int8 and adapter is None
+    network = load_model(folder, device=runtime.device, dtype=runtime.dtype, int8=at_once)
+    if adapter is not None:
+        own_weights(network)
+        merge_trained(network, Path(os.path.expanduser(adapter)))
+    if runtime.int8 and not at_once:
+        put_into_int8(network)
+    pack_linears(network)
+    return network
 
 
-def _as_audio(audio: AudioSource | Part) -> AudioPart:
-    if isinstance(audio, TextPart):
-        raise ConversationError(f"there is nothing to transcribe in a text: {audio.text!r:.60}")
-    return audio if isinstance(audio, AudioPart) else AudioPart(audio)
+def read_defaults(folder: Path, processor: Processor) -> GenerationDefaults:
+    """How the checkpoint in `folder` answers unless told otherwise."""
+    file = folder / "generation_config.json"
+    fallback = [processor.tokenizer.id_of(token) for token in (IM_END, END_OF_TEXT)]
+    return GenerationDefaults.from_hf(read_json(file) if file.exists() else {}, fallback)

@@ -3,8 +3,11 @@
     Qwen2AudioError
     ├── UsageError           an argument or option that makes no sense
     ├── AudioError           a recording that cannot be read or heard
+    │   ├── TooLongError     one that lasts longer than is allowed
+    │   └── TooLargeError    one of more bytes, encoded or decoded, than are allowed
     ├── ConversationError    messages, roles or placeholders that do not fit together
     ├── ContextLengthError   a prompt that does not fit into the model's context
+    ├── ServerError          a model's server that cannot be reached, is busy or broke off
     └── CheckpointError      a model that cannot be found, read or written
         └── DownloadError    the network, the hub or the disk got in the way
 
@@ -26,12 +29,24 @@ class AudioError(Qwen2AudioError, ValueError):
     """A recording that cannot be read, decoded or heard."""
 
 
+class TooLongError(AudioError):
+    """A recording that lasts longer than is allowed."""
+
+
+class TooLargeError(AudioError):
+    """A recording of more bytes, encoded or decoded, than are allowed."""
+
+
 class ConversationError(Qwen2AudioError, ValueError):
     """Messages, roles or placeholders that do not fit together."""
 
 
 class ContextLengthError(Qwen2AudioError, ValueError):
     """A prompt that does not fit into the model's context."""
+
+
+class ServerError(Qwen2AudioError):
+    """A model's server that cannot be reached, is too busy, or broke off; the same question may be answered later."""
 
 
 class CheckpointError(Qwen2AudioError):

@@ -1,29 +1,43 @@
-"""Writing down what is said in recordings of any length: cut at pauses, pieces together, once more in halves where need be."""
+"""Writing down what is said in recordings of any length, with a model in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.generation.engine import Engine, Request
-from qwen2_audio.generation.loops import repeated_tail
-from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.generation.reply import Reply, answer_all
-from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
+from qwen2_audio.longform.listening import Heard, Question, listen
+from qwen2_audio.longform.segments import Segment, join_texts
+from qwen2_audio.processing.audio import load_part, stream_audio
+from qwen2_audio.processing.conversation import AudioPart
 from qwen2_audio.processing.processor import Processor
-from qwen2_audio.processing.windows import split_at_pauses
+from qwen2_audio.processing.speech_windows import Window, speech_windows
 
-TRANSCRIBE = "Transcribe the speech."
-PIECES_AT_ONCE = 16
-"""An hour of speech is 120 pieces or more; so many are transcribed together."""
-MOST_TOKENS_A_SECOND = 8
-"""More text tokens than anyone speaks in a second, in any language."""
-SHORTEST_HALVED = 2.0
-"""Seconds; shorter pieces in which the model loses the thread are not cut further."""
+
+@dataclass(frozen=True, slots=True)
+class Transcript(Reply):
+    """What is said in a recording: a `Reply` whose text is that of its segments.
+
+    Attributes:
+        segments: what was said when, in order; () where nobody speaks.
+    """
+
+    segments: tuple[Segment, ...] = ()
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> Transcript:
+        """The segments of one recording as one answer."""
+        return cls(
+            join_texts(segment.text for segment in segments),
+            "length" if any(segment.finish_reason == "length" for segment in segments) else "stop",
+            tuple(token for segment in segments for token in segment.tokens),
+            sum(segment.prompt_tokens for segment in segments),
+            tuple(segments),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,57 +45,44 @@ class Transcriber:
     """How one checkpoint transcribes.
 
     Attributes:
-        longest: seconds of the longest piece that it transcribes well.
-        options: `max_new_tokens` None: as much as could be said in a piece.
+        longest: seconds of the longest window that it transcribes well.
     """
 
     engine: Engine
     processor: Processor
     longest: float
-    options: GenerationOptions
+    question: Question
 
-    def transcribe(self, recordings: Sequence[NDArray[np.float32]]) -> list[Reply]:
-        """What is said in each of several recordings, float32 [samples] at 16 kHz."""
-        pieces = [split_at_pauses(samples, self.longest) for samples in recordings]
-        heard = iter(self._hear([piece for of_one in pieces for piece in of_one]))
-        return [_joined([next(heard) for _ in of_one]) for of_one in pieces]
+    def transcribe(self, recordings: Sequence[Iterable[NDArray[np.float32]]]) -> list[Transcript]:
+        """What is said in each of several recordings, given as blocks of float32 [samples] at 16 kHz; windows together."""
+        found: list[list[Segment]] = [[] for _ in recordings]
+        for number, segment in self._listen(recordings):
+            found[number].append(segment)
+        return [Transcript.of(segments) for segments in found]
 
-    def _hear(self, pieces: Sequence[NDArray[np.float32]]) -> list[Reply]:
-        replies: list[Reply] = []
-        for start in range(0, len(pieces), PIECES_AT_ONCE):
-            requests = [self._request(piece) for piece in pieces[start : start + PIECES_AT_ONCE]]
-            replies += answer_all(self.engine, requests)
-        return [
-            self._again(piece, reply) if repeated_tail(reply.tokens) else reply
-            for piece, reply in zip(pieces, replies, strict=True)
-        ]
+    def segments(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[Segment]:
+        """What is said in one recording, as it comes; held in memory are the windows that are worked on together."""
+        return (segment for _, segment in self._listen([blocks]))
 
-    def _again(self, piece: NDArray[np.float32], reply: Reply) -> Reply:
-        """The model went round in circles: hear the piece in two halves; one that is too short is kept up to the circle."""
-        seconds = len(piece) / SAMPLE_RATE
-        if seconds >= SHORTEST_HALVED:
-            return _joined(self._hear(split_at_pauses(piece, 0.7 * seconds)))
-        kept = reply.tokens[: -repeated_tail(reply.tokens)]
-        text = self.engine.tokenizer.decode(list(kept), skip_special=True)
-        return replace(reply, text=text, tokens=kept, finish_reason="length")
+    def _listen(self, recordings: Sequence[Iterable[NDArray[np.float32]]]) -> Iterator[tuple[int, Segment]]:
+        windows = (
+            (number, window)
+            for number, blocks in enumerate(recordings)
+            for window in speech_windows(blocks, self.longest)
+        )
+        return listen(windows, self.question, self._hear)
 
-    def _request(self, piece: NDArray[np.float32]) -> Request:
-        part = AudioPart((piece, SAMPLE_RATE))
-        prompt = self.processor.prepare(Conversation().user(part, TextPart(TRANSCRIBE)))
-        options = replace(self.options, stop_loops=True)
-        if options.max_new_tokens is None:
-            options = replace(options, max_new_tokens=16 + int(MOST_TOKENS_A_SECOND * prompt.clips[0].seconds))
-        return Request(prompt.ids, prompt.clips, options)
+    def _hear(self, windows: Sequence[Window]) -> list[Heard]:
+        replies = answer_all(self.engine, [self._request(window) for window in windows])
+        return [Heard(reply.text, reply.finish_reason, reply.tokens, reply.prompt_tokens) for reply in replies]
+
+    def _request(self, window: Window) -> Request:
+        prompt = self.processor.prepare(self.question.conversation(window))
+        return Request(prompt.ids, prompt.clips, self.question.options_for(window))
 
 
-def _joined(replies: Sequence[Reply]) -> Reply:
-    """The pieces of one recording as one answer."""
-    if len(replies) == 1:
-        return replies[0]
-    cut = any(reply.finish_reason == "length" for reply in replies)
-    return Reply(
-        " ".join(text for reply in replies if (text := reply.text.strip())),
-        "length" if cut else "stop",
-        tuple(token for reply in replies for token in reply.tokens),
-        sum(reply.prompt_tokens for reply in replies),
-    )
+def blocks_of(part: AudioPart) -> Iterator[NDArray[np.float32]]:
+    """A recording, or the stretch of it that the part names, as blocks of float32 [samples] at 16 kHz."""
+    if part.start == 0 and part.end is None:
+        return stream_audio(part.source)
+    return iter([load_part(part)])

@@ -10,12 +10,14 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from qwen2_audio.checkpoints.load import load_model
-from qwen2_audio.checkpoints.merge import merge_trained, own_weights
+from qwen2_audio.checkpoints.merge import merge_trained, merged_copy, own_weights
 from qwen2_audio.cli.main import app
 from qwen2_audio.errors import CheckpointError
-from tests.tiny import tiny_model
+from qwen2_audio.model.linear import Linear, pack_linears
+from tests.tiny import tiny_config, tiny_model
 
 LAYER = "language_model.model.layers.0.self_attn.q_proj"
+EMBEDDING = "language_model.model.embed_tokens.weight"
 BIAS = "multi_modal_projector.linear.bias"
 
 
@@ -80,3 +82,34 @@ def test_command(tmp_path: Path, folder: Path) -> None:
     merge_trained(model, trained(tmp_path))
     for name, tensor in load_model(out).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_a_merged_copy_shares_what_does_not_change(tmp_path: Path) -> None:
+    model, file = tiny_model(), trained(tmp_path)
+    pack_linears(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    copy, whole = merged_copy(model, file), tiny_model()
+    merge_trained(whole, file)
+    pack_linears(copy)
+    for name, tensor in copy.state_dict().items():
+        mine = model.state_dict()[name]
+        assert torch.equal(mine, before[name])
+        assert torch.equal(tensor, whole.state_dict()[name])
+        assert (tensor.data_ptr() == mine.data_ptr()) == (name not in (f"{LAYER}.weight", BIAS))
+    anew = (LAYER, LAYER.replace("q_proj", "o_proj"), "multi_modal_projector.linear")
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear):  # so is the second copy, in the layout that is multiplied fastest
+            assert (copy.get_submodule(name).packed is layer.packed) == (name not in anew), name
+    ids = torch.arange(3, 20)
+    with torch.inference_mode():
+        torch.testing.assert_close(copy(ids, [17]), whole(ids, [17]))
+        assert not torch.allclose(copy(ids, [17]), model(ids, [17]))
+
+
+def test_a_merged_copy_of_a_model_with_a_tied_head_keeps_it_tied(tmp_path: Path) -> None:
+    model = tiny_model(tiny_config(tied=True))
+    save_file({EMBEDDING: torch.ones(384, 64)}, tmp_path / "tied.safetensors", metadata={"lora_scale": "1"})
+    copy = merged_copy(model, tmp_path / "tied.safetensors")
+    assert copy.language_model.lm_head.weight is copy.language_model.model.embed_tokens.weight
+    assert torch.equal(copy.language_model.lm_head.weight, torch.ones(384, 64))
+    assert not torch.equal(model.language_model.lm_head.weight, torch.ones(384, 64))

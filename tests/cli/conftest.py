@@ -16,7 +16,10 @@ from qwen2_audio.api import Reply
 from qwen2_audio.cli.main import main
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import AudioError
+from qwen2_audio.longform.segments import Segment
+from qwen2_audio.processing.audio import load_audio
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart, user_parts
+from qwen2_audio.transcription import Transcript
 from tests.tiny import sound
 
 
@@ -96,7 +99,19 @@ class FakeAssistant:
         self.calls.append({"together": len(audios), **options})
         if any(len(samples) < 1600 for samples, _ in audios):
             raise AudioError("the recording is too short")
-        return [Reply(f"heard {len(samples) / rate:g} s", "stop", (1,), 2) for samples, rate in audios]
+        return [transcript(len(samples) / rate) for samples, rate in audios]
+
+    def transcribe_stream(self, audio: str, **options: Any) -> Iterator[Segment]:
+        self.calls.append({"streamed": audio, **options})
+        samples = load_audio(audio)
+        yield from transcript(len(samples) / SAMPLE_RATE).segments
+
+
+def transcript(seconds: float) -> Transcript:
+    """Says how long a recording is, in two segments where that is over a minute."""
+    if seconds > 60:
+        return Transcript.of([Segment(0.5, 1.5, "heard"), Segment(2.0, seconds, f"{seconds:g} s")])
+    return Transcript.of([Segment(0.0, seconds, f"heard {seconds:g} s", "stop", (1,), 2)])
 
 
 class FakeSession:

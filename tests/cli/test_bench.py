@@ -1,4 +1,4 @@
-"""`bench` measures both sides of one checkpoint and says so in text and in JSON."""
+"""`bench` measures the sides of one checkpoint and says so as a table, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -9,36 +9,62 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qwen2_audio.cli import bench
+from qwen2_audio.bench import machine, scenarios
+from qwen2_audio.bench.scenarios import Scenario
 from qwen2_audio.cli.main import app
+
+SHORT = [
+    Scenario((1.0,), 3),
+    Scenario((1.0, 2.0), 3),
+    Scenario((1.0, 1.0), 3, "shared"),
+    Scenario((1.0, 1.0), 3, "turns"),
+    Scenario((1.0, 2.0), 3, "crowd"),
+]
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "CLIP_SECONDS", (1, 2))
-    monkeypatch.setattr(bench, "BATCHES", (1, 2))
-    monkeypatch.setattr(bench, "MIXED_SECONDS", (1, 2))
-    monkeypatch.setattr(bench, "DECODE_TOKENS", 3)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios, "standard", lambda tokens, quick, clips: SHORT)
+    monkeypatch.setattr(machine, "_BYTES", 1 << 20)
+    monkeypatch.setattr(machine, "_SIDE", 64)
+    monkeypatch.setattr(machine, "_BUDGET", 0.02)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("short")
 @pytest.mark.filterwarnings("ignore")  # transformers' own
-def test_both_sides(folder: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", "--model", str(folder), "--runs", "2", "--json"])
+def test_both_sides(folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "curve.svg"
+    arguments = ["bench", "--model", str(folder), "--runs", "2", "--json", "--plot", str(picture)]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    each = ["1 x 1 s", "1 x 2 s", "2 x 1 s", "2 x 2 s"]
-    kinds = ("features, ", "first token, ", "decode, a step of ")
-    rows = [kind + of for kind in kinds for of in each] + ["2 clips of 1 to 2 s, 3 tokens"]
-    assert [row["what"] for row in report["rows"]] == rows
-    assert all(row["ours"] is not None and row["ratio"] is not None for row in report["rows"])
+    assert [row["what"] for row in report["figures"]] == [
+        "1 clips of 1 s, 3 tokens: first token",
+        "1 clips of 1 s, 3 tokens: a step",
+        "2 clips of 1 to 2 s, 3 tokens: first tokens",
+        "2 clips of 1 to 2 s, 3 tokens: a step",
+        "2 clips of 1 to 2 s, 3 tokens: all",
+        "2 questions, one clip of 1 s, 3 tokens: first token",
+        "2 questions, one clip of 1 s, 3 tokens: a step",
+        "2 turns, a clip of 1 s, 3 tokens: first token",
+        "2 turns, a clip of 1 s, 3 tokens: a step",
+        "2 streams of 1 to 2 s, 3 tokens: first tokens",
+        "2 streams of 1 to 2 s, 3 tokens: a step",
+        "2 streams of 1 to 2 s, 3 tokens: all",
+    ]
+    for row in report["figures"]:
+        assert row["ratio"].keys() == {"transformers"}
+        assert all(0 < side["low"] <= side["median"] <= side["high"] for side in row["seconds"].values())
+    assert picture.read_text().lstrip().startswith("<?xml")
 
 
-@pytest.mark.usefixtures("quick")
-def test_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("short")
+def test_alone_in_int8_as_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    result = CliRunner().invoke(app, ["bench", "-m", str(folder), "--runs", "1", "--alone"])
+    arguments = ["bench", "-m", str(folder), "--runs", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--alone", "--quantize", "int8"])
     assert result.exit_code == 0, result.output
-    assert "first token, 1 x 2 s" in result.stdout
-    refused = CliRunner().invoke(app, ["bench", "-m", str(folder), "--runs", "1"])
+    assert "weights int8" in result.stdout
+    assert "| 1 clips of 1 s, 3 tokens: first token |" in result.stdout
+    refused = CliRunner().invoke(app, arguments)
     assert refused.exit_code == 2

@@ -10,6 +10,8 @@ import soundfile
 
 from qwen2_audio import api
 from qwen2_audio.config import SAMPLE_RATE
+from qwen2_audio.longform.segments import Segment
+from qwen2_audio.transcription import Transcript
 from tests.cli.conftest import FakeAssistant, Run
 from tests.tiny import sound
 
@@ -59,6 +61,112 @@ def test_no_model_is_loaded_for_nothing(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(api, "load")
     result = run("transcribe", "nothere.wav", "--model", tmp_path)
     assert (result.code, result.out) == (2, "")
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> Path:
+    """A folder with recordings at two depths, and something else."""
+    folder = tmp_path / "talks"
+    (folder / "deep").mkdir(parents=True)
+    soundfile.write(folder / "b.wav", sound(0.5), SAMPLE_RATE)
+    soundfile.write(folder / "a.flac", sound(0.25), SAMPLE_RATE)
+    soundfile.write(folder / "deep" / "long.WAV", sound(61.0), SAMPLE_RATE)
+    (folder / "notes.txt").write_text("no sound")
+    return folder
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_folders_become_files(run: Run, assistant: FakeAssistant, talks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("transcribe", talks, "--output-dir", out, "--format", "srt")
+    assert (result.code, result.out, result.err) == (0, "", "")
+    assert files_in(out) == ["a.srt", "b.srt", "deep/long.srt"]
+    assert (out / "a.srt").read_text() == "1\n00:00:00,000 --> 00:00:00,250\nheard 0.25 s\n\n"
+    assert [call.get("together") for call in assistant.calls] == [2, None]
+    assert assistant.calls[1]["streamed"] == str(talks / "deep" / "long.WAV")
+
+
+def test_what_is_done_is_skipped(run: Run, assistant: FakeAssistant, talks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("transcribe", talks / "*.*", "--output-dir", out)
+    assert run(*command).code == 0 and files_in(out) == ["a.txt", "b.txt"]
+    (out / "a.txt").write_text("by hand")
+    (out / "b.txt").unlink()
+    again = run(*command)
+    assert (again.code, again.err) == (0, "note: 1 of 2 were done already; --overwrite does them again\n")
+    assert (out / "a.txt").read_text() == "by hand" and (out / "b.txt").read_text() == "heard 0.5 s\n"
+    assert run(*command, "--overwrite").code == 0
+    assert (out / "a.txt").read_text() == "heard 0.25 s\n"
+
+
+def test_all_formats(run: Run, assistant: FakeAssistant, wav: Path, tmp_path: Path) -> None:
+    assert run("transcribe", wav, "-f", "all", "-o", tmp_path / "out").code == 0
+    assert files_in(tmp_path / "out") == ["half.json", "half.srt", "half.tsv", "half.txt", "half.vtt"]
+    assert json.loads((tmp_path / "out" / "half.json").read_text())["duration"] == 0.5
+
+
+def test_one_file_to_stdout(run: Run, assistant: FakeAssistant, talks: Path) -> None:
+    long = talks / "deep" / "long.WAV"
+    assert run("transcribe", long).out == "heard 61 s\n"
+    assert run("transcribe", long, "--format", "tsv").out == "start\tend\ttext\n500\t1500\theard\n2000\t61000\t61 s\n"
+
+
+def test_failures_leave_no_files(run: Run, assistant: FakeAssistant, talks: Path, blip: Path, tmp_path: Path) -> None:
+    cut = talks / "deep" / "long.WAV"
+    cut.write_bytes(cut.read_bytes()[:-400_000])
+    result = run("transcribe", talks, blip, talks / "no*.mp3", tmp_path / "out", "-o", tmp_path / "out")
+    assert result.code == 2
+    errors = result.err.splitlines()
+    assert len(errors) == 4 and "cut short" in errors[0] and "too short" in errors[1]
+    assert "no recording matches" in errors[2] and "no such file" in errors[3]
+    assert files_in(tmp_path / "out") == ["a.txt", "b.txt"]
+
+
+def test_an_interrupted_write_leaves_what_was_there(
+    run: Run, assistant: FakeAssistant, wav: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run("transcribe", wav, "-o", out)
+
+    def half(self: Path, text: str, encoding: str) -> int:
+        self.write_bytes(text[:3].encode())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", half)
+    assert run("transcribe", wav, "-o", out, "--overwrite").code == 130
+    assert (out / "half.txt").read_text() == "heard 0.5 s\n"
+
+
+def test_a_text_that_was_cut_is_said(
+    run: Run, assistant: FakeAssistant, wav: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Transcript.of([Segment(1.5, 2.0, "so", "length")])
+    monkeypatch.setattr(FakeAssistant, "transcribe_many", lambda *_args, **_options: [lost])
+    assert f"{wav}: the model lost the thread and was cut short at 1.5 s" in run("transcribe", wav).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--format", "docx"), "--format must be one of txt, srt"),
+        (("--format", "all"), "give --output-dir"),
+        (("--overwrite",), "give --output-dir"),
+        (("--json", "--format", "srt"), "--json prints"),
+        (("{talks}/b.wav", "--format", "vtt"), "give --output-dir"),
+    ],
+)
+def test_options_that_make_no_sense(run: Run, wav: Path, talks: Path, arguments: tuple[str, ...], word: str) -> None:
+    result = run("transcribe", wav, *(argument.format(talks=talks) for argument in arguments))
+    assert result.code == 2 and word in result.err
+
+
+def test_two_recordings_of_one_name(run: Run, talks: Path, wav: Path, tmp_path: Path) -> None:
+    (talks / "half.mp3").write_bytes(b"")
+    result = run("transcribe", wav, talks / "half.mp3", "-o", tmp_path / "out")
+    assert result.code == 2 and "would both become" in result.err
 
 
 def test_a_file_is_needed(run: Run) -> None:

@@ -45,7 +45,8 @@ def committed() -> list[Path]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git work tree")
     files = [ROOT / name for name in listing.split("\0") if name]
-    return [file for file in files if file.suffix not in (".flac", ".wav", ".safetensors", ".png") and file.exists()]
+    not_text = (".flac", ".wav", ".ogg", ".safetensors", ".png", ".webp")
+    return [file for file in files if file.suffix not in not_text and file.exists()]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qwen2_audio.generation.loops import LEAST_TOKENS, LONGEST_PERIOD, TIMES, repeated_tail
 from qwen2_audio.generation.options import GenerationOptions
-from qwen2_audio.generation.sequence import Sequence
+from qwen2_audio.generation.sequence import Choice, Sequence
 from qwen2_audio.processing.processor import Processor
 
 
@@ -50,6 +50,6 @@ def test_an_answer_ends_there_only_when_asked_to(processor: Processor) -> None:
         sequence = Sequence(0, options, frozenset(), 100, processor.tokenizer)
         count = 0
         while sequence.finish_reason is None:
-            sequence.push(5)
+            sequence.push(Choice(5))
             count += 1
         assert (count, sequence.finish_reason) == (steps, "length")

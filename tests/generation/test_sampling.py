@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,9 @@ from torch import Tensor
 
 from qwen2_audio.errors import CheckpointError, UsageError
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
-from qwen2_audio.generation.sampling import Sampler, penalise, restrict
+from qwen2_audio.generation.sampling import Sampler, choose, penalise, restrict
+from qwen2_audio.generation.sequence import Choice, Sequence
+from qwen2_audio.processing.processor import Processor
 
 VOCAB = 50
 
@@ -115,9 +119,99 @@ def test_penalty_counts_prompt_and_answer() -> None:
     assert [sampler.choose(scores) for _ in range(3)] == [1, 2, 0]
 
 
+def test_presence_and_frequency_count_the_answer_alone() -> None:
+    """As OpenAI's API defines them: logit - count * frequency - (count > 0) * presence."""
+    scores = torch.tensor([3.0, 2.6, 2.1])
+    often = Sampler(GenerationOptions(frequency_penalty=0.5), [0, 0, 0], 3)
+    assert [often.choose(scores) for _ in range(6)] == [0, 1, 0, 1, 2, 0]
+    once = Sampler(GenerationOptions(presence_penalty=1.0), [0, 0, 0], 3)
+    assert [once.choose(scores) for _ in range(5)] == [0, 1, 2, 0, 0]
+    liked = Sampler(GenerationOptions(frequency_penalty=-2.0), [1], 3)
+    assert [liked.choose(scores) for _ in range(3)] == [0, 0, 0]
+
+
+def test_bias_is_added_before_temperature() -> None:
+    scores = torch.tensor([3.0, 2.0, 1.0])
+    assert Sampler(GenerationOptions(logit_bias=((2, 2.5),)), [], 3).choose(scores) == 2
+    forbidden = GenerationOptions(logit_bias=((0, -100.0), (1, -100.0)), temperature=2.0, seed=1)
+    sampler = Sampler(forbidden, [], 3)
+    assert {sampler.choose(scores) for _ in range(20)} == {2}
+    twice = GenerationOptions(logit_bias=((2, 1.5), (2, 1.0)))
+    assert Sampler(twice, [], 3).choose(scores) == 2
+    with pytest.raises(UsageError, match="the token 3, the model has 3"):
+        Sampler(GenerationOptions(logit_bias=((3, 1.0),)), [], 3)
+
+
+def test_logprobs_are_those_of_the_model_whatever_is_done_to_its_choice() -> None:
+    logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(0)) * 3
+    exact = logits.log_softmax(-1)
+    options = GenerationOptions(
+        temperature=1.7,
+        top_k=9,
+        seed=2,
+        repetition_penalty=2.0,
+        frequency_penalty=1.0,
+        logit_bias=((3, 5.0),),
+        logprobs=4,
+    )
+    chosen = choose(logits, [Sampler(GenerationOptions(logprobs=0), [], VOCAB), Sampler(options, [1, 2], VOCAB)])
+    assert chosen[0].token == int(logits[0].argmax())
+    for choice, row, wanted in zip(chosen, exact, (0, 4), strict=True):
+        assert choice.logprob == pytest.approx(float(row[choice.token]), abs=1e-5)
+        assert [token for token, _ in choice.top] == row.topk(4).indices.tolist()[:wanted]
+        assert [value for _, value in choice.top] == pytest.approx(row.topk(4).values.tolist()[:wanted], abs=1e-5)
+    silent = choose(logits, [Sampler(GenerationOptions(), [], VOCAB)] * 2)
+    assert [(choice.logprob, choice.top) for choice in silent] == [(None, ())] * 2
+
+
+def test_end_tokens_of_ones_own(processor: Processor) -> None:
+    def reason(tokens: list[int], **options: Any) -> tuple[str | None, int]:
+        text = Sequence(0, GenerationOptions(max_new_tokens=9, **options), frozenset({7}), 50, processor.tokenizer)
+        for count, token in enumerate(tokens, 1):
+            if (step := text.push(Choice(token))).finish_reason:
+                return step.finish_reason, count
+        return None, len(tokens)
+
+    assert reason([5, 7, 6]) == ("stop", 2)
+    assert reason([5, 7, 6], ignore_eos=True) == (None, 3)
+    assert reason([5, 7, 6], ignore_eos=True, stop_token_ids=(6,)) == ("stop", 3)
+    assert reason([5] * 20, ignore_eos=True) == ("length", 9)
+    text = Sequence(0, GenerationOptions(stop_token_ids=(6,)), frozenset(), 50, processor.tokenizer)
+    assert [text.push(Choice(token)).text for token in (5, 6)] == [processor.tokenizer.decode([5]), ""]
+
+
+def test_end_tokens_of_ones_own_wait_for_the_least_length() -> None:
+    sampler = Sampler(GenerationOptions(min_new_tokens=2, stop_token_ids=(0,)), [], 3)
+    scores = torch.tensor([3.0, 2.0, 1.0])
+    assert [sampler.choose(scores) for _ in range(3)] == [1, 1, 0]
+
+
+def test_options_as_callers_spell_them() -> None:
+    options = GenerationOptions().override(
+        logit_bias={3: 1, 4: -2.5}, json_schema={"type": "object"}, stop_token_ids=[5], ignore_eos=True, logprobs=2
+    )
+    assert options.logit_bias == ((3, 1), (4, -2.5)) and options.stop_token_ids == (5,)
+    assert options.json_schema == '{"type": "object"}' and options.ignore_eos and options.logprobs == 2
+    assert options.override() == options
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("presence_penalty", 2.1),
+        ("presence_penalty", float("nan")),
+        ("frequency_penalty", -3),
+        ("logit_bias", {3: 101}),
+        ("logit_bias", {-1: 1}),
+        ("logit_bias", {"cat": 1}),
+        ("logit_bias", {3: float("nan")}),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", ["x"]),
+        ("ignore_eos", 1),
+        ("logprobs", 21),
+        ("logprobs", True),
+        ("json_schema", "[]"),
+        ("json_schema", "{"),
         ("temperature", -1),
         ("temperature", float("nan")),
         ("top_p", 0),

@@ -11,7 +11,11 @@ import soundfile
 import torch
 
 from qwen2_audio import Assistant, Conversation, DownloadError, load
-from qwen2_audio.transcription import TRANSCRIBE
+from qwen2_audio.generation.batch import ContinuousBatch
+from qwen2_audio.generation.request import Request
+from qwen2_audio.generation.scheduler import Limits
+from qwen2_audio.longform.listening import TRANSCRIBE
+from qwen2_audio.processing.conversation import as_conversation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTION, SENTENCE = str(EXAMPLES / "question.flac"), str(EXAMPLES / "sentence.flac")
@@ -70,3 +74,28 @@ def test_second_turn_equals_a_fresh_conversation(mini: Assistant) -> None:
     second = chat.send("And the capital of Germany?", **GREEDY)
     fresh = Conversation().user(QUESTION).assistant(first.text).user("And the capital of Germany?")
     assert mini.chat(fresh, **GREEDY).tokens == second.tokens
+
+
+def test_a_crowd_says_what_each_says_alone(mini: Assistant) -> None:
+    """Arriving one after the other, in chunks, beginnings and recordings shared, memory scarce, one leaving early."""
+    messages: list[Any] = [QUESTION, [SENTENCE, "What is said?"], "What is the capital of Spain?", QUESTION]
+    prompts = [mini.processor.prepare(as_conversation(message)) for message in messages]
+    requests = [
+        Request(prompt.ids, prompt.clips, mini.options({"temperature": 0, "max_new_tokens": 32})) for prompt in prompts
+    ]
+    batch = ContinuousBatch(mini.engine, Limits(3, 512, 128, prefill_chunk=32, row_tokens=32))
+    said: dict[int, list[int]] = {}
+
+    def step() -> None:
+        for one in batch.step():
+            said.setdefault(one.index, []).append(one.token)
+
+    for index, request in enumerate(requests):
+        batch.add(index, request)
+        batch.add(100 + index, request)
+        step()
+        batch.abort(100 + index)
+    while batch.running or batch.waiting:
+        step()
+    wanted = [list(mini.chat(message, **GREEDY).tokens) for message in messages[:3]]
+    assert [said[index] for index in range(4)] == [*wanted, wanted[0]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwen2_audio.model.kv_cache import KVCache
+from qwen2_audio.model.kv_cache import KVCache, PackedRows
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from tests.tiny import tiny_config, tiny_model
 
@@ -30,7 +30,7 @@ def uncached(model: Qwen2Audio, rows: list[Tensor]) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def fill(model: Qwen2Audio, cache: KVCache, parts: list[Tensor]) -> list[Tensor]:
+def fill(model: Qwen2Audio, cache: KVCache | PackedRows, parts: list[Tensor]) -> list[Tensor]:
     lengths = [len(part) for part in parts]
     return list(model(torch.cat(parts), lengths, cache=cache).split(lengths))
 
@@ -65,15 +65,41 @@ def test_chunks_of_unlike_length(model: Qwen2Audio) -> None:
         close(mine, other[n : n + k])
 
 
-def test_keep_drops_rows(model: Qwen2Audio) -> None:
+def test_rows_are_added_dropped_and_copied(model: Qwen2Audio) -> None:
     whole = [tokens(n + 1, n) for n in LENGTHS]
     cache = model.new_cache(3, 32)
     fill(model, cache, [row[:-1] for row in whole])
-    cache.keep([2, 0])
-    assert (cache.rows, cache.lengths) == (2, [9, 5])
-    got = fill(model, cache, [whole[2][-1:], whole[0][-1:]])
-    for mine, other in zip(got, uncached(model, [whole[2], whole[0]]), strict=True):
-        close(mine, other[-1:])
+    cache.resize(4)
+    cache.copy(3, cache, 0, LENGTHS[0])
+    cache.copy(0, cache, 2, LENGTHS[2])
+    cache.resize(1)
+    assert (cache.rows, cache.lengths) == (1, [LENGTHS[2]])
+    close(fill(model, cache, [whole[2][-1:]])[0], uncached(model, [whole[2]])[0][-1:])
+    cache.resize(2)
+    cache.copy(1, cache, 0, 3)
+    close(fill(model, cache, [whole[2][:0], whole[2][3:5]])[1], uncached(model, [whole[2]])[0][3:5])
+
+
+def test_rows_of_several_caches_are_one_batch(model: Qwen2Audio) -> None:
+    """Decoding neighbours, a single row, a chunk of a prompt, a row in between that rests."""
+    whole = [tokens(20, seed) for seed in range(5)]
+    small, large = model.new_cache(4, 24), model.new_cache(1, 64)
+    fill(model, small, [row[:n] for row, n in zip(whole[:4], (5, 9, 3, 7), strict=True)])
+    fill(model, large, [whole[4][:6]])
+    rows = PackedRows([(small, 0, 2), (large, 0, 1), (small, 3, 1)])
+    assert rows.lengths == [5, 9, 6, 7]
+    got = fill(model, rows, [whole[0][5:6], whole[1][9:10], whole[4][6:17], whole[3][7:8]])
+    wanted = uncached(model, [whole[0], whole[1], whole[4], whole[3]])
+    for mine, other, at in zip(got, wanted, (slice(5, 6), slice(9, 10), slice(6, 17), slice(7, 8)), strict=True):
+        close(mine, other[at])
+    assert (small.lengths, large.lengths) == ([6, 10, 3, 8], [17])
+
+
+def test_rows_of_a_pool_do_not_grow_by_themselves(model: Qwen2Audio) -> None:
+    cache = model.new_cache(2, 8)
+    with pytest.raises(RuntimeError, match="8 positions"):
+        fill(model, PackedRows([(cache, 1, 1)]), [tokens(9)])
+    assert cache.lengths == [0, 0]
 
 
 def test_truncate_forgets(model: Qwen2Audio) -> None:
@@ -86,19 +112,6 @@ def test_truncate_forgets(model: Qwen2Audio) -> None:
     close(fill(model, cache, [after])[0], uncached(model, [torch.cat([kept, after])])[0][7:])
 
 
-def test_join(model: Qwen2Audio) -> None:
-    whole = [tokens(n + 1, n) for n in LENGTHS]
-    first, second = model.new_cache(1, 40), model.new_cache(2, 18)
-    fill(model, first, [whole[0][:-1]])
-    fill(model, second, [row[:-1] for row in whole[1:]])
-    joined = KVCache.join(model.config.text, [first, second], room=4)
-    assert joined.lengths == LENGTHS
-    assert joined.capacity >= max(LENGTHS) + 4
-    got = fill(model, joined, [row[-1:] for row in whole])
-    for mine, other in zip(got, uncached(model, whole), strict=True):
-        close(mine, other[-1:])
-
-
 def test_logits_only_where_asked(model: Qwen2Audio) -> None:
     ids = tokens(12)
     at = torch.tensor([11, 3])
@@ -108,17 +121,17 @@ def test_logits_only_where_asked(model: Qwen2Audio) -> None:
 
 def test_a_cache_survives_running_out_of_memory_while_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tiny_model().new_cache(1, 4)
-    pad, calls = torch.nn.functional.pad, []
+    zeros, calls = torch.Tensor.new_zeros, []
 
     def second_fails(*args: Any) -> torch.Tensor:
         calls.append(args)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
-        return pad(*args)
+        return zeros(*args)
 
-    monkeypatch.setattr(torch.nn.functional, "pad", second_fails)
+    monkeypatch.setattr(torch.Tensor, "new_zeros", second_fails)
     with pytest.raises(RuntimeError):
         cache.reserve([5])
     cache.reserve([5])
-    keys, values = cache.store(0, torch.ones(5, 2, 16), torch.ones(5, 2, 16), [5])
-    assert min(keys.shape[2], values.shape[2]) >= 5
+    seen = cache.attend(0, torch.ones(5, 4, 16), torch.ones(5, 2, 16), torch.ones(5, 2, 16), [5])
+    assert seen.shape == (5, 4, 16)

@@ -35,6 +35,18 @@ def test_pieces_add_up(processor: Processor, text: str) -> None:
         assert not any("�" in piece for piece in pieces)
 
 
+@given(st.text(max_size=40))
+@example("a<|im_end|>é<|en|>\n")
+def test_the_bytes_of_tokens_add_up_too(processor: Processor, text: str) -> None:
+    tokenizer = processor.tokenizer
+    ids = tokenizer.encode(text)
+    assert b"".join(tokenizer.bytes_of(token) for token in ids).decode() == tokenizer.decode(ids)
+
+
+def test_ids_without_a_token_have_no_bytes(processor: Processor) -> None:
+    assert processor.tokenizer.bytes_of(len(processor.tokenizer)) == b""
+
+
 @given(st.text(max_size=40), st.integers(0, 300))
 def test_fewer_merges_spell_the_same_text_in_shorter_pieces(processor: Processor, text: str, merges: int) -> None:
     whole, pieces = processor.tokenizer, processor.tokenizer.in_pieces(merges)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qwen2_audio.checkpoints.names import canonical
+from qwen2_audio.checkpoints.quantize import FileEmbedding, Int8Rows, int8_weights, put_into_int8, to_int8, workers
 from qwen2_audio.config import Qwen2AudioConfig
 from qwen2_audio.errors import CheckpointError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_EMBEDDING, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 _SHOWN = 5
 
 
@@ -63,11 +67,14 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    int8: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Qwen2Audio:
     """Build the model and load its weights.
 
     Args:
+        int8: round the linear layers to int8 as they are read, on the CPU in float32; little more than the result is ever in
+            memory, and the embeddings stay mapped, in the dtype of the file.
         progress: called with (files read, files) after each weight file.
 
     Raises:
@@ -76,44 +83,79 @@ def load_model(
     config = load_config(folder)
     with torch.device("meta"):
         model = Qwen2Audio(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found: dict[str, Tensor] = {}
-    unexpected: list[str] = []
-    shapes: list[str] = []
-    misshapen: set[str] = set()
+    found = _Found({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    rounded = frozenset(int8_weights(model)) if int8 else frozenset()
     files = weight_files(folder)
-    for count, file in enumerate(files, 1):
-        for source, tensor in _tensors(file, torch.device(device)):
-            name = canonical(source)
-            if name is None:
-                continue
-            if name not in wanted:
-                unexpected.append(source)
-            elif tuple(tensor.shape) != wanted[name]:
-                misshapen.add(name)
-                shapes.append(f"{source} {list(tensor.shape)} instead of {list(wanted[name])}")
-            else:
-                found[name] = tensor.to(dtype)
-        if progress:
-            progress(count, len(files))
-    embedding, head = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
-    tied = config.text.tie_word_embeddings and embedding in found
-    if tied and head in found:  # as transformers does: a head of its own wins over the setting
-        tied = torch.equal(found[head], found[embedding])
-    if tied:
-        found[head] = found[embedding]
-    _report(folder, sorted(wanted.keys() - found.keys() - misshapen), unexpected, shapes)
-    model.load_state_dict(found, assign=True)
-    if tied:
+    with workers() as pool:
+        for count, file in enumerate(files, 1):
+            waiting: dict[str, Future[Int8Rows]] = {}
+            for source, tensor in _tensors(file, torch.device(device), apart=int8):
+                name = found.place_of(source, tensor)
+                if name is None:
+                    continue
+                if name in rounded:
+                    waiting[name] = pool.submit(to_int8, tensor)
+                else:
+                    found.plain[name] = tensor if int8 and name == _EMBEDDING else tensor.to(dtype)
+            found.int8 |= {name: task.result() for name, task in waiting.items()}
+            if progress:
+                progress(count, len(files))
+    tied = config.text.tie_word_embeddings and _EMBEDDING in found.plain
+    if tied and _HEAD in found.plain:  # as transformers does: a head of its own wins over the setting
+        tied = torch.equal(found.plain[_HEAD], found.plain[_EMBEDDING])
+    if tied and int8:
+        found.int8.setdefault(_HEAD, to_int8(found.plain[_EMBEDDING]))
+    elif tied:
+        found.plain[_HEAD] = found.plain[_EMBEDDING]
+    found.report(folder)
+    model.load_state_dict(found.plain, assign=True, strict=not int8)
+    if int8:
+        put_into_int8(model, found.int8)
+        model.language_model.model.embed_tokens = FileEmbedding.of(found.plain[_EMBEDDING])
+    elif tied:
         model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
     return model.requires_grad_(False).eval()
 
 
-def _tensors(file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+@dataclass(slots=True)
+class _Found:
+    """What the files hold so far, measured against `wanted`: the shapes of the model's tensors."""
+
+    wanted: dict[str, tuple[int, ...]]
+    plain: dict[str, Tensor] = field(default_factory=dict)
+    int8: dict[str, Int8Rows] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: dict[str, str] = field(default_factory=dict)
+
+    def place_of(self, source: str, tensor: Tensor) -> str | None:
+        """The model's name for a file's tensor; None when it has no place there."""
+        name = canonical(source)
+        if name is None:
+            return None
+        if name not in self.wanted:
+            self.unexpected.append(source)
+            return None
+        if tuple(tensor.shape) != self.wanted[name]:
+            self.misshapen[name] = f"{source} {list(tensor.shape)} instead of {list(self.wanted[name])}"
+            return None
+        return name
+
+    def report(self, folder: Path) -> None:
+        """Raise a CheckpointError unless everything is there."""
+        missing = sorted(self.wanted.keys() - self.plain.keys() - self.int8.keys() - self.misshapen.keys())
+        _report(folder, missing, self.unexpected, list(self.misshapen.values()))
+
+
+def _tensors(file: Path, device: torch.device, *, apart: bool) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a file, mapped into memory together; or `apart`, so that each gives its memory back by itself."""
     try:
         with safe_open(file, framework="pt", device=str(device)) as weights:
             for name in weights.keys():  # noqa: SIM118 (not a dict)
-                yield name, weights.get_tensor(name)
+                if apart:
+                    with safe_open(file, framework="pt", device=str(device)) as alone:
+                        yield name, alone.get_tensor(name)
+                else:
+                    yield name, weights.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file} is damaged or only half downloaded ({error}); delete it and download the model again"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from qwen2_audio.checkpoints.adapter import Correction, is_adapter, read_adapter
 from qwen2_audio.errors import CheckpointError
+from qwen2_audio.model.linear import Linear
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 
 A, B, MAGNITUDE = ".lora_A", ".lora_B", ".lora_magnitude"
@@ -40,8 +44,36 @@ def merge_trained(model: Qwen2Audio, path: Path) -> list[str]:
     Raises:
         CheckpointError: it cannot be read, or is of another model.
     """
-    trained = Trained(*read_adapter(path)) if is_adapter(path) else read_trained(path)
     state = model.state_dict()
+    changes = _changes(state, path)
+    for target, new in changes.items():
+        state[target].copy_(new)
+    return sorted(changes)
+
+
+def merged_copy(model: Qwen2Audio, path: Path) -> Qwen2Audio:
+    """As `merge_trained`, into a model of its own, which shares every tensor that does not change with `model`.
+
+    Linear layers that changed are not packed in it; see `pack_linears`.
+    """
+    state = model.state_dict(keep_vars=True)
+    packed = [layer.packed for layer in model.modules() if isinstance(layer, Linear) and layer.packed is not None]
+    shared: dict[int, Any] = {id(each): each for each in (*state.values(), *packed)}
+    changes = _changes(state, path)
+    for target, new in changes.items():
+        old = state[target]
+        shared[id(old)] = nn.Parameter(new.to(old.device, old.dtype), requires_grad=False)
+    changed = copy.deepcopy(model, shared)
+    for parent in {target.rpartition(".")[0].rpartition(".")[0] for target in changes}:
+        for layer in changed.get_submodule(parent).children():
+            if isinstance(layer, Linear):
+                layer.packed = None
+    return changed
+
+
+def _changes(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The new values of all weights that change, float32; see `merge_trained`."""
+    trained = Trained(*read_adapter(path)) if is_adapter(path) else read_trained(path)
     changes: dict[str, Tensor] = {}
     for target in [*trained.whole, *trained.corrections]:
         if target not in state:
@@ -51,10 +83,10 @@ def merge_trained(model: Qwen2Audio, path: Path) -> list[str]:
         if shape != tuple(state[target].shape):
             other = f"{list(shape)} instead of {list(state[target].shape)}"
             raise CheckpointError(f"{path} has {target} in the shape {other}; it is of another model")
-        changes[target] = trained.whole[target] if correction is None else correction.apply(state[target])
-    for target, new in changes.items():
-        state[target].copy_(new)
-    return sorted(changes)
+        changes[target] = (
+            trained.whole[target] if correction is None else correction.apply(state[target].detach().cpu())
+        )
+    return changes
 
 
 def own_weights(model: Qwen2Audio) -> None:

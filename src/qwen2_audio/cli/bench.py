@@ -1,210 +1,155 @@
-"""`qwen2-audio bench`: our engine and `transformers` on the same checkpoint, in one run, taking turns."""
+"""`qwen2-audio bench`: our engine and others on the same checkpoint, in one run, taking turns."""
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen2_audio.errors import UsageError
+from qwen2_audio.cli import options as opt
+from qwen2_audio.cli.opening import find
+from qwen2_audio.cli.terminal import patience, say
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import torch
 
     from qwen2_audio.api import Assistant
-
-_Call: TypeAlias = Callable[[], tuple[float, ...]]
-_Times: TypeAlias = tuple[list[tuple[float, ...]], list[tuple[float, ...]]]
-
-CLIP_SECONDS = (2, 5, 15, 30)
-BATCHES = (1, 8)
-MIXED_SECONDS = (2, 3, 4, 5, 6, 8, 10, 15)
-DECODE_TOKENS = 33
-INSTRUCTION = "What is said?"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One measurement: medians, in seconds; `ratio` (median of the turns' own) above 1 means that we are faster.
-
-    Attributes:
-        tokens: how many tokens came out in that time, 0 where it is not about tokens.
-    """
-
-    what: str
-    ours: float
-    theirs: float | None
-    ratio: float | None
-    tokens: int = 0
+    from qwen2_audio.bench.sides import Side
+    from qwen2_audio.runtime import Runtime
 
 
 def bench(
-    model: Annotated[str, typer.Option("--model", "-m", help="A model name or folder.")] = "mini",
-    runs: Annotated[int, typer.Option(min=1, help="Counted runs of each measurement, after one warm-up.")] = 3,
-    alone: Annotated[bool, typer.Option(help="Measure only this package, without transformers.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    model: opt.Model = opt.DEFAULT_MODEL,
+    random: Annotated[
+        str | None, typer.Option(metavar="7b|0.5b|mini", help="Random weights in this model's shape, made on the spot.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Counted runs of each scenario, after one warm-up.")] = 3,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 33,
+    quick: Annotated[bool, typer.Option("--quick", help="Only clips of 2, 5 and 15 s, and a batch of 16.")] = False,
+    clip: Annotated[
+        list[float] | None, typer.Option(min=0.1, max=30, help="Only single clips of so many seconds; may be repeated.")
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Measure only this package.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Also transformers with a static cache, compiled.")
+    ] = False,
+    server: Annotated[
+        list[str] | None, typer.Option(help="Also the server at this address (ends in /v1); may be repeated.")
+    ] = None,
+    device: opt.Device = "cpu",
+    dtype: opt.Dtype = "auto",
+    quantize: opt.Quantize = "none",
+    as_json: opt.Json = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw first tokens against clip length into this file (.svg, .png).")
+    ] = None,
 ) -> None:
-    """Time features, first token, decoding and a batch, against transformers on the same checkpoint."""
-    import torch
+    """Time first tokens, decoding and batches against other engines, and against what the machine can do at best."""
+    from qwen2_audio.bench.machine import floors, measure_machine
+    from qwen2_audio.bench.report import Report
+    from qwen2_audio.bench.report import plot as draw
+    from qwen2_audio.bench.run import measure
+    from qwen2_audio.bench.scenarios import standard
+    from qwen2_audio.runtime import choose_runtime
 
+    runtime = choose_runtime(device, dtype, quantize)
+    with ExitStack() as held:
+        folder = _folder(model, random, runtime.dtype, held)
+        assistant, loaded = _load(folder, runtime)
+        sides = _sides(assistant, runtime, alone=alone, compiled=compiled, servers=server or [])
+        with patience("measuring the machine"):
+            machine = measure_machine(runtime)
+        config = assistant.model.config
+        found = measure(
+            standard(tokens, quick=quick, clips=clip or []),
+            sides,
+            runs,
+            lambda s: floors(config, runtime, machine, s),
+            _progress,
+        )
+    _progress("")
+    report = Report(_about(f"random {random}" if random else model, runtime, runs, loaded), machine.as_json(), found)
+    print(report.as_json() if as_json else report.as_markdown())
+    if plot is not None:
+        draw(report, plot)
+
+
+def _folder(model: str, random: str | None, dtype: torch.dtype, held: ExitStack) -> Path:
+    if random is None:
+        return find(model, revision=None, offline=False)
+    from qwen2_audio.bench.random_model import audio_token_of, geometry, write_random
+
+    tokens_from = find("mini", revision=None, offline=False)
+    config = geometry(random, audio_token_of(tokens_from))
+    folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="qwen2-audio-"))) / random
+    with patience(f"making a random {random}"):
+        import torch
+
+        write_random(config, folder, tokens_from, torch.bfloat16 if random == "7b" else dtype)
+    return folder
+
+
+def _load(folder: Path, runtime: Runtime) -> tuple[Assistant, float]:
     from qwen2_audio.api import load
 
-    assistant = load(model, device="cpu", dtype="float32")
-    theirs = None if alone else _Transformers(assistant.folder)
-    rows = _measure(assistant, theirs, runs)
-    if as_json:
-        about = {"model": str(model), "threads": torch.get_num_threads(), "torch": torch.__version__, "runs": runs}
-        typer.echo(json.dumps(about | {"rows": [asdict(row) for row in rows]}))
-        return
-    typer.echo(f"{model}, float32, {torch.get_num_threads()} threads, medians of {runs} runs, taking turns")
-    typer.echo(f"{'':34}{'ours':>24}{'transformers':>24}{'ratio':>8}")
-    for row in rows:
-        ratio = f"{row.ratio:.2f}" if row.ratio is not None else "-"
-        typer.echo(f"{row.what:34}{_shown(row.ours, row.tokens):>24}{_shown(row.theirs, row.tokens):>24}{ratio:>8}")
+    started = time.perf_counter()
+    with patience("loading"):
+        assistant = load(
+            folder,
+            device=str(runtime.device),
+            dtype=str(runtime.dtype).removeprefix("torch."),
+            quantize="int8" if runtime.int8 else "none",
+            offline=True,
+        )
+    return assistant, time.perf_counter() - started
 
 
-def _shown(seconds: float | None, tokens: int) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1000:.0f} ms" + (f" ({tokens / seconds:.0f} tokens/s)" if tokens else "")
+def _sides(assistant: Assistant, runtime: Runtime, *, alone: bool, compiled: bool, servers: list[str]) -> list[Side]:
+    from qwen2_audio.bench.server_side import Server
+    from qwen2_audio.bench.sides import Ours
+
+    sides: list[Side] = [Ours(assistant)]
+    if not alone:
+        from qwen2_audio.bench.transformers_side import Transformers
+
+        for way in (False, True) if compiled else (False,):
+            with patience("loading transformers"):
+                sides.append(Transformers(assistant.folder, runtime.device, runtime.dtype, compiled=way))
+    return [*sides, *(Server(url, url.split("//")[-1].split("/")[0]) for url in servers)]
 
 
-def _measure(assistant: Assistant, theirs: _Transformers | None, runs: int) -> list[Row]:
-    features, firsts, decodes = [], [], []
-    for batch in BATCHES:
-        for seconds in CLIP_SECONDS:
-            waves = [_noise(seconds)] * batch
-            of = f"{batch} x {seconds} s"
-            ours = partial(_features, assistant, waves)
-            them = partial(theirs.features, waves) if theirs else None
-            features.append(_row(f"features, {of}", _take_turns(f"features, {of}", ours, them, runs), 0, 0))
-            times = _answers(of, assistant, theirs, waves, runs)
-            firsts.append(_row(f"first token, {of}", times, 0, 0))
-            decodes.append(_row(f"decode, a step of {of}", times, 1, batch))
-    waves = [_noise(seconds) for seconds in MIXED_SECONDS]
-    of = f"{len(waves)} clips of {MIXED_SECONDS[0]} to {MIXED_SECONDS[-1]} s, {DECODE_TOKENS} tokens"
-    mixed = _row(of, _answers(of, assistant, theirs, waves, runs), 2, len(waves) * DECODE_TOKENS)
-    return [*features, *firsts, *decodes, mixed]
-
-
-def _answers(
-    of: str, assistant: Assistant, theirs: _Transformers | None, waves: list[NDArray[Any]], runs: int
-) -> _Times:
-    return _take_turns(
-        f"answers, {of}", partial(_answer, assistant, waves), partial(theirs.answer, waves) if theirs else None, runs
-    )
-
-
-def _take_turns(what: str, ours: _Call, theirs: _Call | None, runs: int) -> _Times:
-    """What both sides measure of themselves, in turn; one uncounted warm-up each."""
-    times: _Times = ([], [])
-    for run in range(runs + 1):
-        if sys.stderr.isatty():
-            typer.echo(f"\r{what:60} {run}/{runs}", nl=False, err=True)
-        for side, call in enumerate((ours, theirs)):
-            if call is not None:
-                measured = call()
-                if run:
-                    times[side].append(measured)
+def _progress(line: str) -> None:
+    """On a terminal one line that changes; in a log a line each."""
     if sys.stderr.isatty():
-        typer.echo(f"\r{'':70}\r", nl=False, err=True)
-    return times
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+    elif line:
+        say(line)
 
 
-def _row(what: str, times: _Times, which: int, tokens: int) -> Row:
-    ours, theirs = ([measured[which] for measured in side] for side in times)
-    if not theirs:
-        return Row(what, statistics.median(ours), None, None, tokens)
-    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-    return Row(what, statistics.median(ours), statistics.median(theirs), ratio, tokens)
+def _about(model: str, runtime: Runtime, runs: int, loaded: float) -> dict[str, str | int | float]:
+    import torch
+
+    about: dict[str, str | int | float] = {
+        "model": model,
+        "weights": "int8" if runtime.int8 else str(runtime.dtype).removeprefix("torch."),
+        "device": str(runtime.device),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "runs": runs,
+        "loaded in seconds": round(loaded, 2),
+    }
+    resident = _resident()
+    return about | ({} if resident is None else {"resident GB": round(resident / 1e9, 2)})
 
 
-def _noise(seconds: float) -> NDArray[Any]:
-    import numpy as np
-
-    return (np.random.default_rng(0).standard_normal(int(seconds * 16_000)) * 0.05).astype(np.float32)
-
-
-def _features(assistant: Assistant, waves: list[NDArray[Any]]) -> tuple[float]:
-    started = time.perf_counter()
-    for wave in waves:
-        assistant.processor.clip(wave)
-    return (time.perf_counter() - started,)
-
-
-def _answer(assistant: Assistant, waves: list[NDArray[Any]]) -> tuple[float, float, float]:
-    """Time to the first tokens, of a later step, and of all; exactly DECODE_TOKENS a clip, none of which ends an answer."""
-    from qwen2_audio.generation.engine import Engine, Request
-    from qwen2_audio.generation.options import GenerationOptions
-    from qwen2_audio.processing.conversation import Conversation, TextPart
-
-    started = time.perf_counter()
-    engine = Engine(assistant.engine.model, assistant.engine.tokenizer, frozenset())
-    options = GenerationOptions(max_new_tokens=DECODE_TOKENS)
-    prompts = [assistant.processor.prepare(Conversation().user((w, 16_000), TextPart(INSTRUCTION))) for w in waves]
-    steps = engine.run([Request(prompt.ids, prompt.clips, options) for prompt in prompts])
-    next(steps)
-    first = time.perf_counter()
-    for _ in steps:
-        pass
-    return _spans(started, first)
-
-
-def _spans(started: float, first: float) -> tuple[float, float, float]:
-    ended = time.perf_counter()
-    return first - started, (ended - first) / (DECODE_TOKENS - 1), ended - started
-
-
-class _Transformers:
-    """The other side: the same folder in transformers' own classes."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            import transformers
-        except ImportError:
-            raise UsageError(
-                "bench compares with transformers: pip install transformers librosa, or use --alone"
-            ) from None
-        import torch
-
-        transformers.logging.set_verbosity_error()
-        self._processor = transformers.AutoProcessor.from_pretrained(folder)
-        self._processor.tokenizer.padding_side = "left"
-        name = "Qwen2AudioForConditionalGeneration"
-        self._model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
-
-    def features(self, waves: list[NDArray[Any]]) -> tuple[float]:
-        started = time.perf_counter()
-        self._processor.feature_extractor(
-            waves, sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="pt"
-        )
-        return (time.perf_counter() - started,)
-
-    def answer(self, waves: list[NDArray[Any]]) -> tuple[float, float, float]:
-        import torch
-
-        started = time.perf_counter()
-        steps: list[float] = []
-
-        def note_the_time(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-            steps.append(time.perf_counter())
-            return torch.zeros(ids.shape[0], dtype=torch.bool)
-
-        content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": INSTRUCTION}]
-        message = [{"role": "user", "content": content}]
-        text = self._processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        inputs = self._processor(
-            text=[text] * len(waves), audio=waves, sampling_rate=16_000, return_tensors="pt", padding=True
-        )
-        length = {"min_new_tokens": DECODE_TOKENS, "max_new_tokens": DECODE_TOKENS}
-        with torch.inference_mode():
-            self._model.generate(**inputs, **length, do_sample=False, stopping_criteria=[note_the_time])
-        return _spans(started, steps[0])
+def _resident() -> int | None:
+    """Bytes of this process in memory now, on Linux."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except OSError:
+        return None

@@ -31,8 +31,10 @@ def chat(
     adapter: opt.Adapter = None,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
+    quantize: opt.Quantize = "none",
     revision: opt.Revision = None,
     offline: opt.Offline = False,
+    api_key_env: opt.ApiKeyEnv = None,
     max_new_tokens: opt.MaxNewTokens = None,
     temperature: opt.Temperature = None,
     top_p: opt.TopP = None,
@@ -52,22 +54,15 @@ def chat(
 
         qwen2-audio chat
     """
-    chosen = checked(
-        {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "seed": seed,
-            "stop": stop or None,
-        }
-    )
+    chosen = checked({
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop or None,
+    })  # fmt: skip
     show = _json_printer(model) if as_json else print_stream
     open_it = partial(
-        open_assistant, model, device=device, dtype=dtype, revision=revision, offline=offline, adapter=adapter
-    )
+        open_assistant, model, device=device, dtype=dtype, quantize=quantize, revision=revision, offline=offline,
+        adapter=adapter, key_variable=api_key_env,
+    )  # fmt: skip
     if parts:
         message = hear_parts(parts)
         _note_if_cut(show(open_it().stream(message, system=system, **chosen)), chosen)
@@ -122,7 +117,7 @@ def _json_printer(model: str) -> Callable[[ReplyStream], Reply]:
             "text": reply.text,
             "finish_reason": reply.finish_reason,
             "prompt_tokens": reply.prompt_tokens,
-            "completion_tokens": len(reply.tokens),
+            "completion_tokens": reply.completion_tokens,
             "model": model,
         }
         print(json.dumps(answer, ensure_ascii=False), flush=True)
@@ -133,4 +128,4 @@ def _json_printer(model: str) -> Callable[[ReplyStream], Reply]:
 
 def _note_if_cut(reply: Reply, options: Options) -> None:
     if reply.finish_reason == "length" and options.get("max_new_tokens") is None:
-        note(f"the answer was cut after {len(reply.tokens)} tokens; --max-new-tokens allows more")
+        note(f"the answer was cut after {reply.completion_tokens} tokens; --max-new-tokens allows more")

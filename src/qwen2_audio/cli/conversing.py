@@ -134,7 +134,7 @@ class Talk:
         if reply.text or reply.finish_reason != "cancelled":  # else the session has forgotten the turn
             self._names += [name for name, _ in attached]
         if reply.finish_reason == "length" and self._options.get("max_new_tokens") is None:
-            note(f"the answer was cut after {len(reply.tokens)} tokens; /reset makes room")
+            note(f"the answer was cut after {reply.completion_tokens} tokens; /reset makes room")
         elif reply.finish_reason == "cancelled":
             say("(stopped)")
 

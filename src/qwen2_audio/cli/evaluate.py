@@ -68,7 +68,7 @@ def run(
     revision: opt.Revision = None,
     offline: opt.Offline = False,
     base_url: own.BaseUrl = None,
-    api_key_env: own.ApiKeyEnv = "OPENAI_API_KEY",
+    api_key_env: own.ApiKeyEnv = None,
     judge_url: own.JudgeUrl = None,
     judge_model: own.JudgeModel = "gpt-4-0125-preview",
     judge_mode: own.JudgeMode = "deterministic",
@@ -89,18 +89,18 @@ def run(
     config = EvaluateConfig(tasks, out, data, batch_size=batch_size, limit=limit, profile=profile, judge=judge)
 
     def open_answerer() -> Answerer:
-        if base_url is not None:
+        url, name = (base_url, model) if base_url is not None else _served(model, api_key_env)
+        if url is not None:
             from qwen2_audio.evaluation.server_answerer import OpenAIAnswerer
 
             return OpenAIAnswerer(
-                base_url, model, key_variable=api_key_env, max_new_tokens=max_new_tokens, long_audio=long_audio
+                url, name, key_variable=api_key_env, max_new_tokens=max_new_tokens, long_audio=long_audio
             )
         from qwen2_audio.evaluation.answerers import AssistantAnswerer
 
-        opened = open_assistant(
-            model, device=_own_device(device), dtype=dtype, revision=revision, offline=offline, adapter=adapter
-        )
-        name = model if adapter is None else f"{model} with {adapter.name}"
+        runs_on = {"device": _own_device(device), "dtype": dtype}
+        opened = open_assistant(model, **runs_on, revision=revision, offline=offline, adapter=adapter)
+        name += f" with {adapter.name}" if adapter else ""
         return AssistantAnswerer(opened, name, max_new_tokens=max_new_tokens, long_audio=long_audio)
 
     folder = start(config, _OnceAsked(open_answerer), say, _show)
@@ -187,6 +187,18 @@ def _judge(url: str | None, model: str, mode: str, key_env: str, replies: Path |
     if url is None:
         return Judge(model, mode=mode, recorded=replies)
     return Judge(model, url, mode=mode, key_variable=key_env, cache=replies or out / "judge_replies.jsonl")
+
+
+def _served(model: str, key_variable: str | None) -> tuple[str | None, str]:
+    """The address and the name of a model that is given as openai:URL; no address of any other."""
+    from qwen2_audio.remote.address import is_address
+    from qwen2_audio.remote.opening import open_remote
+
+    if not is_address(model):
+        return None, model
+    remote = open_remote(model, key_variable=key_variable)
+    remote.close()
+    return remote.url, remote.served.name
 
 
 def _own_device(device: str) -> str:

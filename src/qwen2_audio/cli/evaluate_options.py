@@ -39,9 +39,19 @@ OwnLanguage = Annotated[
 ]
 
 BaseUrl = Annotated[
-    str | None, typer.Option(help="Ask --model there: an OpenAI-compatible address.", rich_help_panel=_SERVER)
+    str | None,
+    typer.Option(
+        help="Ask --model there: an OpenAI-compatible address (short: --model openai:URL).", rich_help_panel=_SERVER
+    ),
 ]
-ApiKeyEnv = Annotated[str, typer.Option(help="The environment variable with its key.", rich_help_panel=_SERVER)]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VARIABLE",
+        help="Environment variable with its key; else OPENAI_API_KEY, over https or on this machine.",
+        rich_help_panel=_SERVER,
+    ),
+]
 
 JudgeUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible address.", rich_help_panel=_JUDGE)]
 JudgeModel = Annotated[str, typer.Option(help="Its name there.", rich_help_panel=_JUDGE)]

@@ -19,9 +19,11 @@ from qwen2_audio.cli.evaluate import evaluate
 from qwen2_audio.cli.info import info
 from qwen2_audio.cli.merge import merge
 from qwen2_audio.cli.render import render
+from qwen2_audio.cli.serve import serve
 from qwen2_audio.cli.terminal import tidy_ends
 from qwen2_audio.cli.train import train
 from qwen2_audio.cli.transcribe import transcribe
+from qwen2_audio.cli.ui import ui
 
 
 class _Commands(TyperGroup):
@@ -53,6 +55,8 @@ def _qwen2_audio(
 # one line a command, in the order of the help page; a command's name is its function's
 app.command()(chat)
 app.command()(transcribe)
+app.command()(serve)
+app.command()(ui)
 app.command()(render)
 app.command()(download)
 app.command()(info)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen2_audio.cli.terminal import patience, say
-from qwen2_audio.errors import AudioError
+from qwen2_audio.errors import AudioError, UsageError
 
 if TYPE_CHECKING:
     from qwen2_audio.api import Assistant, Options
@@ -64,14 +64,34 @@ def find(model: str, *, revision: str | None, offline: bool) -> Path:
 
 
 def open_assistant(
-    model: str, *, device: str, dtype: str, revision: str | None, offline: bool, adapter: Path | None
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    offline: bool,
+    adapter: Path | None,
+    quantize: str = "none",
+    key_variable: str | None = None,
 ) -> Assistant:
-    """`qwen2_audio.load`, with news on stderr."""
+    """`qwen2_audio.load`, with news on stderr.
+
+    Args:
+        key_variable: the environment variable with the key of a model at an address (openai:URL).
+    """
     with patience("starting"):
         from qwen2_audio import api
+        from qwen2_audio.remote.address import is_address
         from qwen2_audio.runtime import choose_runtime
 
-        choose_runtime(device, dtype)  # complain before anything large is fetched
+        if is_address(model):
+            return api.load(
+                model, adapter=adapter, device=device, dtype=dtype, quantize=quantize, revision=revision, offline=offline,
+                key_variable=key_variable,
+            )  # fmt: skip
+        if key_variable is not None:
+            raise UsageError(f"--api-key-env is for a model at an address, openai:URL; {model} needs no key")
+        choose_runtime(device, dtype, quantize)  # complain before anything large is fetched
     folder = find(model, revision=revision, offline=offline)
     with patience(f"loading {model}"):
-        return api.load(folder, adapter=adapter, device=device, dtype=dtype, offline=True)
+        return api.load(folder, adapter=adapter, device=device, dtype=dtype, quantize=quantize, offline=True)

@@ -16,7 +16,7 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="QWEN2_AUDIO_MODEL",
-        help="mini, a checkpoint folder, OWNER/NAME on Hugging Face, or modelscope:OWNER/NAME.",
+        help="mini, a checkpoint folder, OWNER/NAME on Hugging Face, modelscope:OWNER/NAME, or openai:http://HOST:PORT/v1.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -28,10 +28,26 @@ Adapter = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_MODEL)]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MODEL)]
+Quantize = Annotated[
+    str,
+    typer.Option(
+        help="none; int8: several times quicker on a CPU, slightly less exact; auto: int8 where that pays.",
+        rich_help_panel=_MODEL,
+    ),
+]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a model on a hub.", rich_help_panel=_MODEL)
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.", rich_help_panel=_MODEL)]
+
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VARIABLE",
+        help="Environment variable with the key of openai:URL; else OPENAI_API_KEY, over https or on this machine.",
+        rich_help_panel=_MODEL,
+    ),
+]
 
 System = Annotated[
     str | None, typer.Option("--system", "-s", help="System message, in place of the usual one.", show_default=False)

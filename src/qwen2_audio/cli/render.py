@@ -76,8 +76,8 @@ def _processor(model: str, *, revision: str | None, offline: bool) -> Processor:
 
 def _conversation(message: list[Any], system: str | None) -> Conversation:
     """Checked before a model is fetched for it."""
-    from qwen2_audio.api import as_conversation
     from qwen2_audio.processing.chat_template import check
+    from qwen2_audio.processing.conversation import as_conversation
 
     conversation = as_conversation(message, system)
     check(conversation)

@@ -9,23 +9,22 @@ No message shows the key, whatever a server quotes.
 
 from __future__ import annotations
 
-import email.utils
 import json
-import os
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from qwen2_audio.errors import UsageError
+from qwen2_audio.remote.address import KEY_VARIABLE, check_url, key_for, retry_after, without_key
 
 if TYPE_CHECKING:
     import httpx
 
 Content: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 """Of a message: a text, or parts of several kinds, in the form of the API."""
+_LONGEST_QUOTE = 200
 _LONGEST_PAUSE = 60.0
 """Seconds between two attempts, where the server does not ask for more."""
 _PATIENCE = 3600.0
@@ -68,7 +67,7 @@ class ChatClient:
         model: str,
         *,
         name: str,
-        key_variable: str,
+        key_variable: str | None,
         timeout: float,
         attempts: int,
         pause: float,
@@ -79,7 +78,8 @@ class ChatClient:
         Args:
             url: with or without `/chat/completions`, such as "http://localhost:8000/v1".
             name: what messages call it, such as "the judge".
-            key_variable: the environment variable that holds the key; none is sent where it is not set.
+            key_variable: the environment variable that holds the key; none is sent where it is not set. None: OPENAI_API_KEY,
+                which is not sent over plain http to another machine.
             timeout: seconds without a sign of life.
             attempts: how often a request is made before it has failed; waiting for a rate limit does not count.
             pause: seconds before the second attempt, doubled before each further one.
@@ -106,10 +106,8 @@ class ChatClient:
         self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
         self._who = f"{name} at {self.address}"
         self._model = model
-        self._key_variable = key_variable
-        self._key = os.environ.get(key_variable, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise UsageError(f"the key in {key_variable} holds characters that no key has; set it anew")
+        self._key_variable = key_variable or KEY_VARIABLE
+        self._key, self._withheld = key_for(parts.scheme, self._url.host, key_variable)
         self._attempts = attempts
         self._pause = pause
         self._may_be_empty = may_be_empty
@@ -178,6 +176,8 @@ class ChatClient:
         why = f"status {status}: {self._quoted(response)}"
         if status == 401:  # without the server's words, which may quote the key
             state = "is refused" if self._key else "is not set"
+            if self._withheld:
+                state = "is not sent over plain http to another machine unless its variable is named"
             raise UsageError(
                 f"{self._who} wants a valid key (status 401), and that in the environment variable "
                 f"{self._key_variable} {state}; set it anew"
@@ -189,7 +189,7 @@ class ChatClient:
         if status == 402 or (status == 429 and "insufficient_quota" in response.text):
             raise UsageError(f"the account at {self._who} is used up: {why}")
         if status in (408, 409, 425, 429) or status >= 500:
-            return _Trouble(why, _retry_after(response.headers.get("Retry-After", "")), limited=status == 429)
+            return _Trouble(why, retry_after(response.headers), limited=status == 429)
         return Reply("", why)  # of this request: it would be refused again
 
     def _read(self, response: httpx.Response) -> Reply | _Trouble:
@@ -206,23 +206,4 @@ class ChatClient:
 
     def _quoted(self, response: httpx.Response) -> str:
         """The server's own words on one line, without the key."""
-        text = " ".join(response.text.split())
-        return f"{text.replace(self._key, '[key]') if self._key else text:.200}"
-
-
-def check_url(url: str, name: str) -> None:
-    """Raise `UsageError` unless it is one of http or https."""
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"{name}'s URL must begin with http:// or https://, got {url!r}")
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds, which the header gives as a number or as a date; None where it does not say."""
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+        return without_key(response.text, self._key, _LONGEST_QUOTE)

@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qwen2_audio.errors import UsageError
-from qwen2_audio.evaluation.chat_client import ChatClient, Reply, check_url
+from qwen2_audio.evaluation.chat_client import ChatClient, Reply
 from qwen2_audio.evaluation.judge_cache import ReplyFile, read_replies
 from qwen2_audio.evaluation.profiles import check_known
+from qwen2_audio.remote.address import check_url
 
 MODES = ("official", "deterministic")
 ORDERS = ("reference_first", "model_first")

@@ -7,8 +7,6 @@ Nor has it a least length: an answer may be empty.
 
 from __future__ import annotations
 
-import base64
-import io
 import threading
 import time
 from collections.abc import Sequence
@@ -16,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from qwen2_audio import __version__
-from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import AudioError
 from qwen2_audio.evaluation.answerers import MAX_NEW_TOKENS, check_long_audio, hear
 from qwen2_audio.evaluation.chat_client import ChatClient
 from qwen2_audio.evaluation.samples import Answer, Sample
+from qwen2_audio.remote.wire import audio_content
 
 _PARALLEL = 32
 
@@ -33,7 +31,7 @@ class OpenAIAnswerer:
         base_url: str,
         model: str,
         *,
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: str | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
         long_audio: str = "cut",
         timeout: float = 120.0,
@@ -43,7 +41,7 @@ class OpenAIAnswerer:
         """
         Args:
             base_url: such as "http://localhost:8000/v1".
-            key_variable: the environment variable that holds the key; none is sent where it is not set.
+            key_variable: the environment variable that holds the key; see `ChatClient`.
             long_audio: see `qwen2_audio.evaluation.answerers.LONG_AUDIO`.
             timeout: seconds without a sign of life before a request counts as failed.
             attempts: how often a request is made before its sample counts as failed.
@@ -103,15 +101,5 @@ class OpenAIAnswerer:
 
     def _content(self, sample: Sample) -> list[dict[str, Any]]:
         """The recordings, then the prompt, as parts of a message."""
-        content: list[dict[str, Any]] = [
-            {"type": "input_audio", "input_audio": {"data": self._wav(path), "format": "wav"}} for path in sample.audio
-        ]
+        content = [audio_content(hear(path, self._long_audio)) for path in sample.audio]
         return [*content, {"type": "text", "text": sample.prompt}] if sample.prompt else content
-
-    def _wav(self, path: str) -> str:
-        """The recording as 16 kHz mono wav of 16 bits, which every server reads, in base64."""
-        import soundfile
-
-        file = io.BytesIO()
-        soundfile.write(file, hear(path, self._long_audio), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-        return base64.b64encode(file.getvalue()).decode("ascii")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen2_audio.config import MAX_CLIP_SECONDS
 from qwen2_audio.errors import CheckpointError, UsageError
+
+MOST_LOGPROBS = 20
+"""Alternatives that can be asked for at every place of an answer."""
+_BIAS_RULE = "pairs of a token id and a number from -100 to 100"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +29,17 @@ class GenerationOptions:
         min_p: drop tokens less likely than this share of the most likely one; 0 is off.
         repetition_penalty: logits of tokens that stand in the prompt or the answer are divided by it when positive and
             multiplied when negative; 1 is off. It applies to greedy decoding too, as in `transformers`.
+        presence_penalty: taken from the logit of every token that already stands in the answer, from -2 to 2.
+        frequency_penalty: taken from it once for each time the token stands there, from -2 to 2.
+        logit_bias: pairs of a token id and what is added to its logit, from -100 to 100.
         seed: makes drawing repeatable, whatever else is in the batch; None: a fresh one each time.
         stop: the answer ends before the first of these strings.
+        stop_token_ids: the answer ends with any of these tokens too; they are not part of its text.
+        ignore_eos: the tokens that end an answer do not end it; `stop`, `stop_token_ids` and `max_new_tokens` still do.
         stop_loops: the answer ends, with finish_reason "length", where it goes round in circles; see `loops`.
+        logprobs: every step tells its token's log-probability, before penalties and temperature, and those of so many
+            likeliest tokens, 0 to 20; None: it does not.
+        json_schema: the answer is JSON that obeys this schema (JSON text; "{}": any object) and ends when it is complete.
     """
 
     max_new_tokens: int | None = None
@@ -36,9 +49,16 @@ class GenerationOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
     stop_loops: bool = False
+    logprobs: int | None = None
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         limit = self.max_new_tokens
@@ -55,6 +75,21 @@ class GenerationOptions:
         seed_fits = self.seed is None or (_whole(self.seed, 0) and self.seed < 2**64)
         _check(seed_fits, "seed", "a whole number from 0 to 2**64 - 1", self.seed)
         _check(all(isinstance(text, str) and text for text in self.stop), "stop", "texts that are not empty", self.stop)
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        """What weighs, forbids and reports tokens."""
+        for name in ("presence_penalty", "frequency_penalty"):
+            taken = getattr(self, name)
+            _check(_real(taken) and -2 <= taken <= 2, name, "from -2 to 2", taken)
+        _check(all(_is_bias(pair) for pair in self.logit_bias), "logit_bias", _BIAS_RULE, self.logit_bias)
+        ends = self.stop_token_ids
+        _check(all(_whole(token, 0) for token in ends), "stop_token_ids", "whole numbers, at least 0", ends)
+        _check(isinstance(self.ignore_eos, bool), "ignore_eos", "true or false", self.ignore_eos)
+        top = self.logprobs
+        _check(top is None or (_whole(top, 0) and top <= MOST_LOGPROBS), "logprobs", f"from 0 to {MOST_LOGPROBS}", top)
+        schema = self.json_schema
+        _check(schema is None or _is_json_object(schema), "json_schema", "the JSON text of a schema, an object", schema)
 
     def override(
         self,
@@ -66,8 +101,15 @@ class GenerationOptions:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
+        ignore_eos: bool | None = None,
+        logprobs: int | None = None,
+        json_schema: str | Mapping[str, Any] | None = None,
     ) -> GenerationOptions:
         """These options with those given put in their place; None leaves an option as it is."""
         single = None if stop is None else (stop,)
@@ -79,7 +121,14 @@ class GenerationOptions:
             "top_p": top_p,
             "min_p": min_p,
             "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "logit_bias": tuple(logit_bias.items() if isinstance(logit_bias, Mapping) else logit_bias or ()) or None,
             "seed": seed,
+            "stop_token_ids": None if stop_token_ids is None else tuple(stop_token_ids),
+            "ignore_eos": ignore_eos,
+            "logprobs": logprobs,
+            "json_schema": json.dumps(json_schema) if isinstance(json_schema, Mapping) else json_schema,
             "stop": tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else single,
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
@@ -139,9 +188,9 @@ class GenerationDefaults:
         values: dict[str, Any] = {"max_new_tokens": config.get("max_new_tokens")}
         if drawn:
             values |= {"temperature": 1.0, "top_k": 50}
-        names = {field.name for field in fields(GenerationOptions)} - {"seed", "stop", "stop_loops", "max_new_tokens"}
-        if not drawn:
-            names = {"repetition_penalty", "min_new_tokens"}
+        names = {"repetition_penalty", "min_new_tokens"}
+        if drawn:
+            names |= {"temperature", "top_k", "top_p", "min_p"}
         values |= {name: config[name] for name in names if config.get(name) is not None}
         stops = config.get("stop_strings") or ()
         values["stop"] = (stops,) if isinstance(stops, str) else tuple(stops)
@@ -163,6 +212,17 @@ def _whole(value: Any, least: int) -> bool:
 
 def _real(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _is_bias(pair: Any) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and _whole(pair[0], 0) and _real(pair[1]) and abs(pair[1]) <= 100
+
+
+def _is_json_object(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _check(valid: bool, name: str, rule: str, got: Any) -> None:

@@ -26,6 +26,11 @@ class Reply:
     tokens: tuple[int, ...]
     prompt_tokens: int
 
+    @property
+    def completion_tokens(self) -> int:
+        """How many tokens the answer has."""
+        return len(self.tokens)
+
     def __str__(self) -> str:
         return self.text
 

@@ -22,12 +22,35 @@ class Step:
         token: the token chosen.
         text: the text that is now certain (often "" while a character or a stop string is undecided).
         finish_reason: set on the last step of an answer.
+        logprob: of the token, before penalties and temperature; None unless asked for.
+        top: the likeliest tokens at this place and their log-probabilities, best first, as many as were asked for.
+        cached_tokens: how many tokens of the prompt were known from earlier requests.
     """
 
     index: int
     token: int
     text: str
     finish_reason: FinishReason | None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A token that was chosen.
+
+    Attributes:
+        logprob, top: see `Step`.
+        ended: with it the answer is complete, whatever the token is.
+        failed: no further token can be chosen.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    ended: bool = False
+    failed: bool = False
 
 
 class Sequence:
@@ -39,25 +62,30 @@ class Sequence:
         self.index = index
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
-        self._limit = min(options.max_new_tokens or room, room)
+        self.limit = min(options.max_new_tokens or room, room)
         self._stop_loops = options.stop_loops
-        self._end_ids = end_ids
+        self._end_ids = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else end_ids)
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(options.stop)
 
-    def push(self, token: int) -> Step:
+    def push(self, choice: Choice, cached_tokens: int = 0) -> Step:
         """Take the next token."""
+        token = choice.token
         self.tokens.append(token)
         text = ""
         if token in self._end_ids:
             self.finish_reason = "stop"
         else:
             text = self._stops.push(self._detokenizer.push(token))
-            if self._stops.stopped:
+            if self._stops.stopped or choice.ended:
                 self.finish_reason = "stop"
-            elif len(self.tokens) >= self._limit or (self._stop_loops and repeated_tail(self.tokens)):
+            elif self._is_cut(choice):
                 self.finish_reason = "length"
         if self.finish_reason and not self._stops.stopped:
             text += self._stops.push(self._detokenizer.finish())
             text += self._stops.finish()
-        return Step(self.index, token, text, self.finish_reason)
+        return Step(self.index, token, text, self.finish_reason, choice.logprob, choice.top, cached_tokens)
+
+    def _is_cut(self, choice: Choice) -> bool:
+        full = choice.failed or len(self.tokens) >= self.limit
+        return full or (self._stop_loops and repeated_tail(self.tokens) > 0)

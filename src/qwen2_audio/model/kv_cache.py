@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from qwen2_audio.config import TextConfig
+from qwen2_audio.model.attention import attend_cached
 
 _GROWTH = 256
+
+
+class Cache(Protocol):
+    """What one forward writes to and sees: a `KVCache` or `PackedRows`."""
+
+    @property
+    def lengths(self) -> Sequence[int]: ...
+    def reserve(self, new: Sequence[int]) -> None: ...
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, new: Sequence[int]) -> Tensor: ...
+    def advance(self, new: Sequence[int]) -> None: ...
 
 
 class KVCache:
@@ -20,9 +32,10 @@ class KVCache:
     """
 
     def __init__(self, config: TextConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
-        self._keys = torch.zeros(shape, device=device, dtype=dtype)
-        self._values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+        layers = range(config.num_hidden_layers)  # a tensor each: one that grows holds no more than itself twice
+        self._keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self._values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.lengths = [0] * rows
 
     @property
@@ -31,65 +44,120 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        return self._values.shape[3]  # the last to grow: holds too when memory ran out between the two
+        return self._values[-1].shape[2]  # the last to grow: holds too when memory ran out before it
 
     def reserve(self, new: Sequence[int]) -> None:
         """Make room for `new[i]` further positions in row i."""
         need = max(length + count for length, count in zip(self.lengths, new, strict=True))
         if need > self.capacity:
-            extra = max(need - self.capacity, _GROWTH, self.capacity // 2)
-            self._keys = torch.nn.functional.pad(self._keys, (0, 0, 0, extra))
-            self._values = torch.nn.functional.pad(self._values, (0, 0, 0, extra))
+            self._resize(self.rows, max(need, self.capacity + max(_GROWTH, self.capacity // 2)))
 
-    def store(self, layer: int, key: Tensor, value: Tensor, new: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Write the new tokens of every row behind what is cached; `lengths` stay as they are until `advance`.
+    def resize(self, rows: int) -> None:
+        """Add empty rows, or drop the last ones."""
+        self._resize(rows, self.capacity)
+        self.lengths = [*self.lengths[:rows], *([0] * (rows - self.rows))]
+
+    def _resize(self, rows: int, capacity: int) -> None:
+        used = max(self.lengths[:rows], default=0)
+        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            self._keys[layer] = _resized(keys, rows, capacity, used)
+            self._values[layer] = _resized(values, rows, capacity, used)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, new: Sequence[int], first: int = 0
+    ) -> Tensor:
+        """Write the new tokens of neighbouring rows behind what is cached, and let them see all of their row up to
+        themselves; `lengths` stay as they are until `advance`.
 
         Args:
-            key, value: [tokens, kv_heads, head_dim], the rows' new tokens laid end to end.
+            query: [tokens, heads, head_dim], the rows' new tokens laid end to end.
+            key, value: [tokens, kv_heads, head_dim].
             new: number of new tokens of each row.
+            first: the first of these rows.
 
         Returns:
-            all keys and values of this layer, [rows, kv_heads, capacity, head_dim].
+            [tokens, heads, head_dim]
         """
-        keys, values = self._keys[layer], self._values[layer]
+        rows = slice(first, first + len(new))
+        keys, values, past = self._keys[layer][rows], self._values[layer][rows], self.lengths[rows]
         if len(new) > 1 and all(count == 1 for count in new):
-            rows = torch.arange(self.rows, device=key.device)
-            at = torch.tensor(self.lengths, device=key.device)
-            keys[rows, :, at], values[rows, :, at] = key, value
-            return keys, values
-        start = 0
-        for row, count in enumerate(new):
-            begin, stop = self.lengths[row], start + count
-            keys[row, :, begin : begin + count] = key[start:stop].transpose(0, 1)
-            values[row, :, begin : begin + count] = value[start:stop].transpose(0, 1)
-            start = stop
-        return keys, values
+            every = torch.arange(len(new), device=key.device)
+            at = torch.tensor(past, device=key.device)
+            keys[every, :, at], values[every, :, at] = key, value
+        else:
+            start = 0
+            for row, (begin, count) in enumerate(zip(past, new, strict=True)):
+                keys[row, :, begin : begin + count] = key[start : start + count].transpose(0, 1)
+                values[row, :, begin : begin + count] = value[start : start + count].transpose(0, 1)
+                start += count
+        return attend_cached(query, keys, values, new, past)
 
-    def advance(self, new: Sequence[int]) -> None:
-        """Declare the stored tokens cached."""
-        self.lengths = [length + count for length, count in zip(self.lengths, new, strict=True)]
+    def advance(self, new: Sequence[int], first: int = 0) -> None:
+        """Declare the tokens written to these rows cached."""
+        for row, count in enumerate(new, first):
+            self.lengths[row] += count
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these (finished sequences leave the batch)."""
-        index = torch.tensor(list(rows), device=self._keys.device)
-        self._keys, self._values = self._keys.index_select(1, index), self._values.index_select(1, index)
-        self.lengths = [self.lengths[row] for row in rows]
+    def copy(self, row: int, source: KVCache, source_row: int, length: int) -> None:
+        """Let `row` be the first `length` positions of another row, perhaps of another cache."""
+        if length:
+            for mine, theirs in zip((*self._keys, *self._values), (*source._keys, *source._values), strict=True):
+                mine[row, :, :length] = theirs[source_row, :, :length]
+        self.lengths[row] = length
 
     def truncate(self, row: int, length: int) -> None:
         """Forget everything in `row` behind its first `length` positions."""
         self.lengths[row] = min(self.lengths[row], length)
 
-    @classmethod
-    def join(cls, config: TextConfig, caches: Sequence[KVCache], room: int) -> KVCache:
-        """One cache with the rows of several, each with at least `room` free positions."""
-        first = caches[0]._keys
-        longest = max(max(cache.lengths) for cache in caches)
-        joined = cls(config, sum(c.rows for c in caches), longest + room, first.device, first.dtype)
-        joined.lengths = [length for cache in caches for length in cache.lengths]
+
+def _resized(old: Tensor, rows: int, capacity: int, used: int) -> Tensor:
+    """A copy [rows, kv_heads, capacity, head_dim] of the first `used` positions; zero elsewhere."""
+    new = old.new_zeros(rows, old.shape[1], capacity, old.shape[3])
+    kept = min(rows, old.shape[0])
+    new[:kept, :, :used] = old[:kept, :, :used]
+    return new
+
+
+class PackedRows:
+    """Rows of several caches, in the order of a packed batch, as the one cache of a single forward.
+
+    Decoding rows that are neighbours are attended to together, whatever cache they are in.
+    """
+
+    def __init__(self, parts: Sequence[tuple[KVCache, int, int]]) -> None:
+        """Args: parts: a cache, the first of its rows meant, and how many."""
+        self._parts = parts
+
+    @property
+    def lengths(self) -> list[int]:
+        return [length for cache, first, count in self._parts for length in cache.lengths[first : first + count]]
+
+    def reserve(self, new: Sequence[int]) -> None:
+        """Check that there is room: rows of a pool do not grow by themselves."""
         start = 0
-        for cache in caches:
-            stop, used = start + cache.rows, max(cache.lengths)
-            joined._keys[:, start:stop, :, :used] = cache._keys[:, :, :, :used]
-            joined._values[:, start:stop, :, :used] = cache._values[:, :, :, :used]
-            start = stop
-        return joined
+        for cache, first, count in self._parts:
+            past = cache.lengths[first : first + count]
+            if max(a + b for a, b in zip(past, new[start : start + count], strict=True)) > cache.capacity:
+                raise RuntimeError(
+                    f"rows of {cache.capacity} positions cannot take {new} more tokens at {self.lengths}"
+                )
+            start += count
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, new: Sequence[int]) -> Tensor:
+        """See `KVCache.attend`."""
+        if len(self._parts) == 1:
+            cache, first, _ = self._parts[0]
+            return cache.attend(layer, query, key, value, new, first)
+        sizes, counts, start = [], [], 0
+        for _, _, count in self._parts:
+            counts.append(new[start : start + count])
+            sizes.append(sum(counts[-1]))
+            start += count
+        packed = zip(self._parts, counts, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+        return torch.cat([cache.attend(layer, q, k, v, of, first) for (cache, first, _), of, q, k, v in packed])
+
+    def advance(self, new: Sequence[int]) -> None:
+        """Declare the tokens written cached."""
+        start = 0
+        for cache, first, count in self._parts:
+            cache.advance(new[start : start + count], first)
+            start += count

@@ -25,6 +25,14 @@ class Linear(nn.Linear):
         return project([self], x)[0]
 
 
+class Together(nn.Module):
+    """A layer of another kind that can be multiplied with its neighbours in one go (see `project`)."""
+
+    def together(self, layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
+        """What all `layers`, of which this is the first, give for x [tokens, in_features]."""
+        raise NotImplementedError
+
+
 class Packed:
     """The weights of layers with a common input, stacked and reordered; a snapshot."""
 
@@ -64,9 +72,11 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
     if isinstance(first, Linear):
         packed = first.packed
         if packed is not None and not torch.is_grad_enabled() and packed.fits(layers):
-            return packed(x).split(packed.sizes, dim=-1)
+            return [packed(x)] if len(layers) == 1 else packed(x).split(packed.sizes, dim=-1)
         if len(layers) == 1:
             return [nn.functional.linear(x, first.weight, first.bias)]
+    elif isinstance(first, Together):
+        return first.together(layers, x)
     return [layer(x) for layer in layers]
 
 
@@ -80,9 +90,17 @@ def pack_linears(model: nn.Module) -> None:
     if not torch.backends.mkldnn.is_available() or size > MOST_PACKED_BYTES:
         return
     for parent in model.modules():
-        layers = {name: child for name, child in parent.named_children() if isinstance(child, Linear)}
-        groups = [names for names in _TOGETHER if all(name in layers for name in names)]
-        for names in [*groups, *((name,) for name in layers if not any(name in group for group in groups))]:
-            members = [layers[name] for name in names]
-            if all(m.weight.device.type == "cpu" and m.weight.dtype == torch.float32 for m in members):
-                members[0].packed = Packed(members)
+        for group in groups(parent):
+            layers = list(group.values())
+            if layers[0].packed is not None and layers[0].packed.fits(layers):
+                continue  # shared with another model
+            if all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in layers):
+                layers[0].packed = Packed(layers)
+
+
+def groups(parent: nn.Module) -> list[dict[str, Linear]]:
+    """The linear layers right below `parent` by their names; those with the same input stand together."""
+    layers = {name: child for name, child in parent.named_children() if isinstance(child, Linear)}
+    together = [names for names in _TOGETHER if all(name in layers for name in names)]
+    alone = [(name,) for name in layers if not any(name in names for names in together)]
+    return [{name: layers[name] for name in names} for names in (*together, *alone)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qwen2_audio.config import Qwen2AudioConfig
 from qwen2_audio.model.audio_encoder import AudioEncoder
-from qwen2_audio.model.kv_cache import KVCache
+from qwen2_audio.model.kv_cache import Cache, KVCache
 from qwen2_audio.model.language_model import LanguageModel
 from qwen2_audio.model.projector import Projector
 
@@ -54,7 +54,7 @@ class Qwen2Audio(nn.Module):
         ids: Tensor,
         lengths: Sequence[int],
         audio: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         logits_at: Tensor | None = None,
     ) -> Tensor:
         """Logits [n or tokens, vocab_size] for packed ids [tokens]; see `LanguageModel.forward` and `embed`."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import mmap
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -18,7 +21,8 @@ from numpy.typing import NDArray
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import AudioError
 from qwen2_audio.processing.conversation import AudioPart, AudioSource
-from qwen2_audio.processing.decoding import decode
+from qwen2_audio.processing.decoding import Block, SoundFile, decode_blocks
+from qwen2_audio.processing.limits import DecodeLimits
 
 MAX_DOWNLOAD_BYTES = 512 * 1024 * 1024
 URL_TIMEOUT_SECONDS = 30
@@ -26,38 +30,97 @@ RATES = (1_000, 1_000_000)
 """Sampling rates that a recording can have; anything else is a damaged header."""
 
 
-def load_audio(source: AudioSource) -> NDArray[np.float32]:
+_NO_LIMITS = DecodeLimits()
+_STREAM_SAMPLES = 20 * SAMPLE_RATE
+_LARGE_FILE = 64 * 1024 * 1024
+"""Files from this size on are not read into memory."""
+
+
+def load_audio(source: AudioSource, limits: DecodeLimits = _NO_LIMITS, name: str = "") -> NDArray[np.float32]:
     """Read, decode, mix down and resample one recording.
 
     Args:
         source: a path, http(s) or data URL, the bytes of a file, an open binary file, or (samples, rate) with samples
             of shape [samples] or [channels, samples], floating point or integer of up to 32 bits (scaled to -1 .. 1).
+        limits: how much sound there may be; applied while decoding.
+        name: what to call it in messages; default: its path or address.
 
     Returns:
         float32 [samples] at 16 kHz.
 
     Raises:
+        TooLongError, TooLargeError: there is more sound than the limits allow.
         AudioError: it cannot be had, is no audio, or is empty.
     """
+    return np.concatenate(list(_resampled(*_blocks(source, limits, name))))
+
+
+def stream_audio(
+    source: AudioSource, limits: DecodeLimits = _NO_LIMITS, name: str = ""
+) -> Iterator[NDArray[np.float32]]:
+    """The same, decoded while it is asked for: laid end to end, the blocks equal what `load_audio` returns.
+
+    Memory does not grow with the length; a large file is not read as a whole either.
+
+    Returns:
+        float32 [samples] at 16 kHz, blocks of 20 s, the last one shorter.
+
+    Raises:
+        TooLongError, TooLargeError, AudioError: as `load_audio`, perhaps only after some blocks.
+    """
+    held: list[NDArray[np.float32]] = []
+    count = 0
+    for piece in _resampled(*_blocks(source, limits, name)):
+        held.append(piece)
+        count += piece.shape[0]
+        if count >= _STREAM_SAMPLES:
+            joined = np.concatenate(held)
+            whole = count - count % _STREAM_SAMPLES
+            yield from np.split(joined[:whole], whole // _STREAM_SAMPLES)
+            held, count = [joined[whole:].copy()], count - whole
+    if count:
+        yield np.concatenate(held)
+
+
+def _blocks(source: AudioSource, limits: DecodeLimits, name: str) -> tuple[Iterator[Block], str]:
+    """Mono samples at the rate of the recording, and what to call it."""
     if isinstance(source, tuple):
         if len(source) != 2:
             raise AudioError(f"a recording as a tuple is (samples, rate), got {len(source)} values")
-        samples, rate = _from_array(*source), int(source[1])
-        name = "the array"
-    else:
-        data, name = _read(source)
-        if not data:
-            raise AudioError(f"{name} is empty (0 bytes); give a recording")
-        samples, rate = decode(data, name)
-    if samples.size == 0:
+        samples, rate, name = _from_array(*source), int(source[1]), name or "the array"
+        limits.refuse_amount(name, samples.shape[0], 1, rate)
+        return iter([(samples, rate)]), name
+    file = _read(source)
+    file = replace(file, name=name or file.name)
+    if not len(file.data):
+        raise AudioError(f"{file.name} is empty (0 bytes); give a recording")
+    return decode_blocks(file, limits), file.name
+
+
+def _resampled(blocks: Iterator[Block], name: str) -> Iterator[NDArray[np.float32]]:
+    """float32 [samples] at 16 kHz, piece by piece; altogether at least one sample."""
+    import soxr
+
+    given, taken, stream, rate = 0, 0, None, SAMPLE_RATE
+    for samples, rate in blocks:
+        if not np.isfinite(samples).all():
+            raise AudioError(f"{name} holds samples that are not numbers (NaN or infinity); repair or re-export it")
+        if not RATES[0] <= rate <= RATES[1]:
+            raise AudioError(
+                f"{name} has a sampling rate of {rate} Hz; {RATES[0]} to {RATES[1]} Hz make sense, re-export it"
+            )
+        taken += samples.shape[0]
+        if rate != SAMPLE_RATE:
+            stream = stream or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+            samples = stream.resample_chunk(samples)
+        given += samples.shape[0]
+        yield samples
+    if taken == 0:
         raise AudioError(f"{name} holds no samples; give a recording with sound in it")
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{name} holds samples that are not numbers (NaN or infinity); repair or re-export it")
-    if not RATES[0] <= rate <= RATES[1]:
-        raise AudioError(
-            f"{name} has a sampling rate of {rate} Hz; {RATES[0]} to {RATES[1]} Hz make sense, re-export it"
-        )
-    return resample(samples, rate)
+    if stream is not None:
+        wanted = -(-taken * SAMPLE_RATE // rate) - given
+        rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:wanted]
+        yield np.pad(rest, (0, wanted - rest.shape[0]))
 
 
 def load_part(part: AudioPart) -> NDArray[np.float32]:
@@ -74,17 +137,6 @@ def load_part(part: AudioPart) -> NDArray[np.float32]:
     if not 0 <= part.start < end <= seconds + 0.01:  # the times of annotations are rounded
         raise AudioError(f"there is no stretch from {part.start} to {part.end} s in a recording of {seconds:.2f} s")
     return samples[round(part.start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
-
-
-def resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """float32 [samples] at `rate` to 16 kHz (soxr, high quality); ceil(samples * 16000 / rate) samples."""
-    if rate == SAMPLE_RATE:
-        return samples
-    import soxr
-
-    wanted = -(-samples.shape[0] * SAMPLE_RATE // rate)
-    out = np.asarray(soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ"), dtype=np.float32)[:wanted]
-    return np.pad(out, (0, wanted - out.shape[0]))
 
 
 def _from_array(samples: Any, rate: Any) -> NDArray[np.float32]:
@@ -114,31 +166,35 @@ def _from_array(samples: Any, rate: Any) -> NDArray[np.float32]:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _read(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[bytes, str]:
+def _read(source: str | os.PathLike[str] | bytes | BinaryIO) -> SoundFile:
     """The bytes of a recording, and what to call it in messages."""
     if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source), "the recording"
+        return SoundFile(bytes(source), "the recording")
     if isinstance(source, str) and source.startswith("data:"):
-        return _read_data_url(source), "the data URL"
+        return SoundFile(read_data_url(source), "the data URL")
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return _read_url(source), source
+        return SoundFile(_read_url(source), source)
     if isinstance(source, str | os.PathLike):
         return _read_file(source)
     if hasattr(source, "read"):
         data = b"" if isinstance(source, io.TextIOBase) else source.read()
         if isinstance(source, io.TextIOBase) or not isinstance(data, bytes):
             raise AudioError("the file object gives text, not bytes; open it in binary mode ('rb')")
-        return data, str(getattr(source, "name", "the file object"))
+        return SoundFile(data, str(getattr(source, "name", "the file object")))
     raise AudioError(
         f"cannot read a recording from {type(source).__name__}; give a path, URL, bytes or (samples, rate)"
     )
 
 
-def _read_file(path: str | os.PathLike[str]) -> tuple[bytes, str]:
+def _read_file(path: str | os.PathLike[str]) -> SoundFile:
     text = os.fspath(path)
     file = Path(unquote(text.removeprefix("file://")) if text.startswith("file://") else text)
     try:
-        return Path(os.path.expanduser(file)).read_bytes(), str(file)
+        place = Path(os.path.expanduser(file))
+        if place.stat().st_size < _LARGE_FILE:
+            return SoundFile(place.read_bytes(), str(file))
+        with place.open("rb") as opened:
+            return SoundFile(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), str(file), place)
     except FileNotFoundError:
         raise AudioError(f"no such file: {file}; check the path") from None
     except IsADirectoryError:
@@ -148,7 +204,12 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[bytes, str]:
         raise AudioError(f"cannot read {file}: {reason}; check the path and its permissions") from error
 
 
-def _read_data_url(url: str) -> bytes:
+def read_data_url(url: str) -> bytes:
+    """What a data URL holds.
+
+    Raises:
+        AudioError: it is none, or its base64 is not valid.
+    """
     header, comma, body = url.partition(",")
     if not comma:
         raise AudioError("the data URL has no comma; it should look like data:audio/wav;base64,...")

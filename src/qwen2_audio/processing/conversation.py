@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 from qwen2_audio.errors import ConversationError
@@ -99,6 +100,36 @@ class Conversation:
     def audios(self) -> tuple[AudioSource, ...]:
         """All recordings in order."""
         return tuple(p.source for message in self.messages for p in message.parts if isinstance(p, AudioPart))
+
+
+Item: TypeAlias = "AudioSource | Part"
+Input: TypeAlias = "Item | Sequence[Item] | Conversation"
+"""One thing to say or show, several in order, or a whole conversation."""
+
+
+def as_conversation(message: Input, system: str | None = None) -> Conversation:
+    """A message as a conversation; a list of dicts is read as the original's conversation form, a tuple of two whose second
+    is a number as (samples, rate)."""
+    if isinstance(message, Conversation):
+        conversation = message
+    elif isinstance(message, list) and message and all(isinstance(item, dict) for item in message):
+        conversation = Conversation.parse(message)
+    else:
+        wave = isinstance(message, tuple) and len(message) == 2 and not isinstance(message[1], str | bytes | Path)
+        items: Sequence[Any] = message if isinstance(message, list | tuple) and not wave else [message]
+        conversation = Conversation().user(*items)
+    if system is None:
+        return conversation
+    if conversation.messages and conversation.messages[0].role == "system":
+        raise ConversationError("a system message is given twice: in the conversation and as system=")
+    return Conversation((*Conversation().system(system).messages, *conversation.messages))
+
+
+def as_audio(audio: AudioSource | Part) -> AudioPart:
+    """What is to be transcribed, as a part."""
+    if isinstance(audio, TextPart):
+        raise ConversationError(f"there is nothing to transcribe in a text: {audio.text!r:.60}")
+    return audio if isinstance(audio, AudioPart) else AudioPart(audio)
 
 
 AUDIO_SUFFIXES = frozenset(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+from typing import TypeAlias
+
 STREAMED_WAV = 0x7FFF_F000
 """Writers that cannot seek back leave a data size of this or more (0xFFFFFFFF, 0x7FFFFFFF, ...), or 0."""
 _UNKNOWN_AU = 0xFFFF_FFFF
 
+Data: TypeAlias = bytes | mmap.mmap
 
-def wav_data(data: bytes) -> tuple[int, int, int]:
+
+def wav_data(data: Data) -> tuple[int, int, int]:
     """What a wav file says of its sound: bytes promised by the header, bytes there, bytes a second."""
     at, bytes_a_second = 12, 0
     while at + 8 <= len(data):
@@ -20,7 +25,7 @@ def wav_data(data: bytes) -> tuple[int, int, int]:
     return 0, 0, bytes_a_second
 
 
-def promised_bytes(data: bytes) -> int:
+def promised_bytes(data: Data) -> int:
     """Size of the whole file according to its header, for AIFF, RF64, Wave64, AU and CAF; 0 where it does not say."""
     kind = data[:4]
     if kind == b"FORM":
@@ -43,7 +48,7 @@ def promised_bytes(data: bytes) -> int:
     return 0
 
 
-def ogg_state(data: bytes) -> tuple[bool, bool, bool]:
+def ogg_state(data: Data) -> tuple[bool, bool, bool]:
     """Of an ogg file: whether it is several recordings joined, ends inside a page, and lacks the mark of its end."""
     at, started, joined, ended = 0, False, False, False
     while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
@@ -56,7 +61,7 @@ def ogg_state(data: bytes) -> tuple[bool, bool, bool]:
     return joined, at > len(data) or (0 < len(data) - at < 27), not ended
 
 
-def mp3_end(data: bytes) -> tuple[bool, int]:
+def mp3_end(data: Data) -> tuple[bool, int]:
     """Whether the first mp3 frame, behind an ID3 tag if there is one, tells the number of frames; where they end, or 0."""
     start = 0
     if data[:3] == b"ID3":

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from qwen2_audio.config import (
     HOP_LENGTH,
-    MAX_CLIP_SECONDS,
     MAX_SAMPLES,
-    MIN_SAMPLES,
     SAMPLE_RATE,
     audio_tokens,
     mel_frames,
 )
 from qwen2_audio.errors import AudioError
+from qwen2_audio.processing.windows import check_length
 
 N_FFT = 400
 TAIL_FRAMES = 2
@@ -103,19 +102,3 @@ def log_mel(samples: NDArray[np.float32], bins: int) -> Clip:
         raise AudioError("the recording holds samples of absurd size; scale it to the range -1 to 1")
     loudness = torch.maximum(loudness, loudness.max() - 8.0)
     return Clip(((loudness + 4.0) / 4.0)[:, : frames + TAIL_FRAMES].contiguous(), frames)
-
-
-def check_length(samples: int) -> None:
-    """Raise `AudioError` unless a clip of so many samples at 16 kHz can be encoded in one piece."""
-    if samples == 0:
-        raise AudioError("the recording is empty (0 samples); give one with sound in it")
-    if samples < MIN_SAMPLES:
-        raise AudioError(
-            f"the recording is too short: {samples / SAMPLE_RATE * 1000:.1f} ms, "
-            f"at least {MIN_SAMPLES / SAMPLE_RATE * 1000:.0f} ms are needed"
-        )
-    if samples > MAX_SAMPLES:
-        raise AudioError(
-            f"the clip is too long: {samples / SAMPLE_RATE:.1f} s, at most {MAX_CLIP_SECONDS} s fit into one part; "
-            "split it (Conversation does so by itself)"
-        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,23 @@ class Tokenizer:
         """Text of `ids`; bytes that do not (yet) form a character come out as U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
+    def bytes_of(self, token: int) -> bytes:
+        """What one id stands for, which may be a part of a character; b"" for ids that have no token."""
+        text = self._backend.id_to_token(token)
+        if text is None:
+            return b""
+        if token in self._added:
+            return text.encode()
+        return bytes(_byte_letters()[letter] for letter in text)
+
+    @cached_property
+    def _added(self) -> Set[int]:
+        return self._backend.get_added_tokens_decoder().keys()
+
+    def to_json(self) -> str:
+        """All of it as the contents of a `tokenizer.json`, added tokens included."""
+        return self._backend.to_str()
+
     def id_of(self, token: str) -> int:
         """The id of one token, which must exist."""
         found = self._backend.token_to_id(token)
@@ -49,7 +67,7 @@ class Tokenizer:
         Raises:
             CheckpointError: the tokenizer is no byte-pair encoding.
         """
-        description = json.loads(self._backend.to_str())
+        description = json.loads(self.to_json())
         if "merges" not in description["model"]:
             raise CheckpointError(
                 f"the tokenizer is {description['model'].get('type')}, which has no merges to leave out"
@@ -92,6 +110,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 "the folder mixes files of different models, fetch it again"
             )
     return Tokenizer(backend)
+
+
+@cache
+def _byte_letters() -> Mapping[str, int]:
+    """The bytes that the letters of a byte-level vocabulary stand for: printable ones stand for themselves, the letters from
+    U+0100 on for the others in order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def _added_token(entry: Mapping[str, Any]) -> AddedToken:

@@ -1,0 +1,110 @@
+"""What this machine can do at best, and what a scenario needs of it: the floor under every figure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from qwen2_audio.bench.scenarios import Scenario
+from qwen2_audio.checkpoints.quantize import Int8Weight, to_int8
+from qwen2_audio.config import Qwen2AudioConfig, audio_tokens, encoder_frames, mel_frames
+from qwen2_audio.runtime import Runtime
+
+_PROMPT_TOKENS = 30  # of text, around the audio
+_SIDE = 2048
+_BYTES = 512 << 20
+_BUDGET = 1.0  # seconds for each measurement
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Measured on the spot: bytes a second that are read, operations a second in products with the model's kind of weights."""
+
+    read: float
+    products: float
+
+    def as_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def measure_machine(runtime: Runtime) -> Machine:
+    """The best of several tries, as others may be using the machine."""
+    data = torch.ones(_BYTES // 8, dtype=torch.float64, device=runtime.device)
+    read = _BYTES / _best(lambda: data.sum(), runtime.device)
+    x = torch.randn(512, _SIDE, device=runtime.device, dtype=runtime.dtype)
+    weight = torch.randn(_SIDE, _SIDE, device=runtime.device, dtype=runtime.dtype)
+    product: Callable[[], Any] = lambda: x @ weight.T  # noqa: E731
+    if runtime.int8:
+        packed = Int8Weight([to_int8(weight)], [None])
+        product = lambda: packed(x)  # noqa: E731
+    return Machine(read, 2 * 512 * _SIDE * _SIDE / _best(product, runtime.device))
+
+
+def _best(call: Callable[[], Any], device: torch.device) -> float:
+    least, until = float("inf"), time.perf_counter() + _BUDGET
+    with torch.inference_mode():
+        while time.perf_counter() < until:
+            started = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            least = min(least, time.perf_counter() - started)
+    return least
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Multiplications and additions, and bytes of weights, that nobody can do without."""
+
+    operations: float
+    weight_bytes: float
+
+    def seconds(self, machine: Machine) -> float:
+        """Products and reading overlap at best."""
+        return max(self.operations / machine.products, self.weight_bytes / machine.read)
+
+
+def floors(config: Qwen2AudioConfig, runtime: Runtime, machine: Machine, scenario: Scenario) -> tuple[float, float]:
+    """Seconds to the first token of all streams together, and of a later step of all.
+
+    Counted are the products of the linear layers and of the attention to what was heard; not the small operators.
+    """
+    size = 1 if runtime.int8 else runtime.dtype.itemsize
+    streams = len(scenario.seconds)
+    first = encoder(config, scenario.seconds, size).seconds(machine)
+    prompts = [_PROMPT_TOKENS + audio_tokens(_frames(seconds)) for seconds in scenario.seconds]
+    first += language(config, prompts, heads=streams, size=size).seconds(machine)
+    return first, language(config, [1] * streams, heads=streams, size=size).seconds(machine)
+
+
+def encoder(config: Qwen2AudioConfig, clips: Sequence[float], size: int) -> Needs:
+    """Of the audio encoder for clips of so many seconds."""
+    audio = config.audio
+    layer = 4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim
+    operations = 0.0
+    for positions in (encoder_frames(_frames(seconds)) for seconds in clips):
+        convolutions = 3 * audio.d_model * (2 * audio.num_mel_bins + audio.d_model)
+        attention = audio.encoder_layers * 2 * positions * audio.d_model
+        operations += 2 * positions * (audio.encoder_layers * layer + convolutions + attention)
+    return Needs(operations, audio.encoder_layers * layer * size)
+
+
+def language(config: Qwen2AudioConfig, lengths: Sequence[int], *, heads: int, size: int) -> Needs:
+    """Of the language model for sequences of so many new tokens, with the logits of `heads` tokens."""
+    text = config.text
+    kv = text.num_key_value_heads * text.head_dim
+    layer = 2 * text.hidden_size**2 + 2 * text.hidden_size * kv + 3 * text.hidden_size * text.intermediate_size
+    head = text.hidden_size * text.vocab_size
+    operations = 2.0 * head * heads
+    for length in lengths:
+        attention = text.num_hidden_layers * length * text.hidden_size  # half of the square, twice
+        operations += 2 * length * (text.num_hidden_layers * layer + attention)
+    return Needs(operations, (text.num_hidden_layers * layer + head) * size)
+
+
+def _frames(seconds: float) -> int:
+    return mel_frames(int(seconds * 16_000))

@@ -1,0 +1,63 @@
+"""All scenarios, the sides taking turns in every round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qwen2_audio.bench.figures import Figure, Times, figure
+from qwen2_audio.bench.scenarios import Scenario
+from qwen2_audio.bench.sides import Side
+
+
+def measure(
+    scenarios: Sequence[Scenario],
+    sides: Sequence[Side],
+    runs: int,
+    floors: Callable[[Scenario], tuple[float, float]],
+    progress: Callable[[str], None],
+) -> list[Figure]:
+    """Time every scenario `runs` times on every side, after a run that does not count.
+
+    Args:
+        sides: ours is among them.
+        floors: the least seconds to a scenario's first tokens, and of a later step.
+        progress: told what is being run.
+    """
+    found = []
+    for number, scenario in enumerate(scenarios, 1):
+        rounds: dict[str, list[Times]] = {side.name: [] for side in sides}
+        for run in range(runs + 1):
+            for side in sides:
+                progress(f"{number}/{len(scenarios)} {scenario.name}: {side.name}, {'warm-up' if run == 0 else run}")
+                measured = side.run(scenario)
+                if run:
+                    rounds[side.name].append(measured)
+        found += _figures(scenario, rounds, floors(scenario))
+    return found
+
+
+def _figures(scenario: Scenario, rounds: dict[str, list[Times]], floors: tuple[float, float]) -> list[Figure]:
+    least_first, least_step = floors
+    together = scenario.kind in ("batch", "crowd")
+    streams = len(scenario.seconds)
+    heard = sum(scenario.seconds) if together else scenario.seconds[0]
+
+    def of(name: str, part: str, floor: float | None, tokens: int = 0) -> Figure:
+        seconds = {side: [getattr(run, part) for run in runs] for side, runs in rounds.items()}
+        return figure(
+            f"{scenario.name}, {scenario.tokens} tokens: {name}",
+            seconds,
+            floor=floor,
+            tokens=tokens,
+            clip_seconds=heard,
+        )
+
+    if together and streams > 1:
+        floor = least_first + (scenario.tokens - 1) * least_step
+        return [
+            of("first tokens", "first", least_first),
+            of("a step", "step", least_step, streams),
+            of("all", "whole", floor, streams * scenario.tokens),
+        ]
+    first = least_first if together else None  # of later turns, hardly anything is new
+    return [of("first token", "first", first), of("a step", "step", least_step if together else None, 1)]

@@ -1,0 +1,138 @@
+"""Who is measured: the protocol, and this package itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen2_audio.api import Assistant
+from qwen2_audio.bench.figures import Times
+from qwen2_audio.bench.scenarios import INSTRUCTION, Scenario
+from qwen2_audio.config import SAMPLE_RATE
+from qwen2_audio.generation.batch import ContinuousBatch
+from qwen2_audio.generation.engine import Engine, Request
+from qwen2_audio.generation.options import GenerationOptions
+from qwen2_audio.generation.sequence import Step
+from qwen2_audio.processing.conversation import Conversation
+
+Wave = NDArray[np.float32]
+
+
+class Side(Protocol):
+    """Runs a scenario from samples to text, features and prompts included."""
+
+    name: str
+
+    def run(self, scenario: Scenario) -> Times:
+        """Time one run. The streams' clips are `noise`."""
+
+
+def noise(seconds: float, seed: int = 0) -> Wave:
+    """A clip, float32 [samples] at 16 kHz: what is in it takes no part in how long it takes."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(int(seconds * SAMPLE_RATE)) * 0.05).astype(np.float32)
+
+
+def question(turn: int) -> str:
+    """The text of a turn or of a further question; no two are alike."""
+    return INSTRUCTION if turn == 0 else f"{INSTRUCTION} ({turn})"
+
+
+class Ours:
+    """This package."""
+
+    name = "ours"
+
+    def __init__(self, assistant: Assistant) -> None:
+        self._assistant = assistant
+        engine = assistant.engine
+        self._engine = Engine(engine.model, engine.tokenizer, frozenset())  # no token ends an answer
+
+    def run(self, scenario: Scenario) -> Times:
+        """See `Side`."""
+        match scenario.kind:
+            case "turns":
+                return self._turns(scenario)
+            case "shared":
+                return self._shared(scenario)
+        started = time.perf_counter()
+        requests = [
+            self._request(Conversation().user((noise(seconds, i), SAMPLE_RATE), INSTRUCTION), scenario.tokens)
+            for i, seconds in enumerate(scenario.seconds)
+        ]
+        steps = self._engine.run(requests) if scenario.kind == "batch" else _crowd(self._engine, requests)
+        return timed(steps, started, len(requests), scenario.tokens)
+
+    def _request(self, conversation: Conversation, tokens: int) -> Request:
+        prompt = self._assistant.processor.prepare(conversation)
+        return Request(prompt.ids, prompt.clips, GenerationOptions(max_new_tokens=tokens))
+
+    def _shared(self, scenario: Scenario) -> Times:
+        """One question after the other; what was computed for the first is at hand for the next."""
+        batch = ContinuousBatch(self._engine)
+        clip = (noise(scenario.seconds[0]), SAMPLE_RATE)
+        runs = []
+        for turn in range(len(scenario.seconds)):
+            started = time.perf_counter()
+            batch.add(turn, self._request(Conversation().user(clip, question(turn)), scenario.tokens))
+            runs.append(timed(_steps(batch), started, 1, scenario.tokens))
+        return joined(runs)
+
+    def _turns(self, scenario: Scenario) -> Times:
+        session = self._assistant.session()
+        runs = []
+        for turn, seconds in enumerate(scenario.seconds):
+            started = time.perf_counter()
+            said: list[Any] = [(noise(seconds), SAMPLE_RATE)] if turn == 0 else []
+            stream = session.stream(
+                *said,
+                question(turn),
+                max_new_tokens=scenario.tokens,
+                ignore_eos=True,
+                temperature=0,
+                repetition_penalty=1,
+            )
+            first = 0.0
+            for _ in stream:
+                first = first or time.perf_counter()
+            runs.append(times(started, first or time.perf_counter(), scenario.tokens))
+        return joined(runs)
+
+
+def _crowd(engine: Engine, requests: Sequence[Request]) -> Iterator[Step]:
+    batch = ContinuousBatch(engine)
+    for index, request in enumerate(requests):
+        batch.add(index, request)
+    return _steps(batch)
+
+
+def _steps(batch: ContinuousBatch) -> Iterator[Step]:
+    while batch.running or batch.waiting:
+        yield from batch.step()
+
+
+def timed(steps: Iterator[Step], started: float, streams: int, tokens: int) -> Times:
+    """Times of a run whose steps come out of `steps`: "first" is when every stream has its first token."""
+    heard: set[int] = set()
+    first = started
+    for step in steps:
+        if len(heard) < streams:
+            heard.add(step.index)
+            first = time.perf_counter()
+    return times(started, first, tokens)
+
+
+def times(started: float, first: float, tokens: int) -> Times:
+    """Times of a run that has ended just now."""
+    ended = time.perf_counter()
+    return Times(first - started, (ended - first) / max(tokens - 1, 1), ended - started)
+
+
+def joined(runs: Sequence[Times]) -> Times:
+    """Several runs, one after the other, as one: first tokens and steps on average, the whole in all."""
+    count = len(runs)
+    return Times(sum(r.first for r in runs) / count, sum(r.step for r in runs) / count, sum(r.whole for r in runs))

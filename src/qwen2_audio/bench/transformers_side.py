@@ -1,0 +1,82 @@
+"""The same folder in `transformers`' own classes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen2_audio.bench.figures import Times
+from qwen2_audio.bench.scenarios import Scenario
+from qwen2_audio.bench.sides import Wave, joined, noise, question, times
+from qwen2_audio.config import SAMPLE_RATE
+from qwen2_audio.errors import UsageError
+
+
+class Transformers:
+    """`generate` of `transformers`.
+
+    Args:
+        compiled: with a static cache and a compiled forward pass, its quickest way where it works; else as it comes.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, *, compiled: bool) -> None:
+        try:
+            import transformers
+        except ImportError:
+            raise UsageError(
+                "bench compares with transformers: pip install transformers librosa, or use --alone"
+            ) from None
+        transformers.logging.set_verbosity_error()
+        self.name = "transformers-compiled" if compiled else "transformers"
+        self._processor = transformers.AutoProcessor.from_pretrained(folder)
+        self._processor.tokenizer.padding_side = "left"
+        name = "Qwen2AudioForConditionalGeneration"
+        self._model: Any = getattr(transformers, name).from_pretrained(folder, dtype=dtype).eval().to(device)
+        self._settings: dict[str, Any] = {"cache_implementation": "static"} if compiled else {}
+        if compiled:
+            self._model.forward = torch.compile(self._model.forward)
+
+    def run(self, scenario: Scenario) -> Times:
+        """See `Side`; it has no sessions and shares nothing, so later turns and questions come with all before them."""
+        if scenario.kind in ("batch", "crowd"):
+            content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": question(0)}]
+            waves = [noise(seconds, i) for i, seconds in enumerate(scenario.seconds)]
+            return self._generate([[{"role": "user", "content": content}]] * len(waves), waves, scenario.tokens)[0]
+        messages: list[dict[str, Any]] = []
+        runs = []
+        for turn in range(len(scenario.seconds)):
+            heard = [{"type": "audio", "audio_url": ""}] if turn == 0 or scenario.kind == "shared" else []
+            message = {"role": "user", "content": [*heard, {"type": "text", "text": question(turn)}]}
+            messages = [*messages, message] if scenario.kind == "turns" else [message]
+            measured, text = self._generate([messages], [noise(scenario.seconds[0])], scenario.tokens)
+            runs.append(measured)
+            messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
+        return joined(runs)
+
+    def _generate(self, chats: list[list[dict[str, Any]]], waves: list[Wave], tokens: int) -> tuple[Times, str]:
+        """Answer the chats together; times, and the text of the first answer."""
+        started = time.perf_counter()
+        steps: list[float] = []
+
+        def note_the_time(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            steps.append(time.perf_counter())
+            return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+        texts = [
+            self._processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats
+        ]
+        inputs = self._processor(
+            text=texts, audio=waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True
+        ).to(self._model.device)
+        inputs["input_features"] = inputs["input_features"].to(self._model.dtype)
+        length = {"min_new_tokens": tokens, "max_new_tokens": tokens}
+        with torch.inference_mode():
+            ids = self._model.generate(
+                **inputs, **length, **self._settings, do_sample=False, stopping_criteria=[note_the_time]
+            )
+        measured = times(started, steps[0], tokens)
+        said = self._processor.batch_decode(ids[:1, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return measured, said[0]

@@ -1,0 +1,182 @@
+"""`qwen2-audio serve`: the HTTP server, over this machine's model or engines elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwen2_audio.cli import options as opt
+from qwen2_audio.cli.terminal import note, patience
+from qwen2_audio.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwen2_audio.serving.backend import Backend
+    from qwen2_audio.serving.settings import Settings
+    from qwen2_audio.serving.ui.texts import Language
+
+_WHO = "Who may come"
+
+
+Engine = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URL",
+        help="Let servers elsewhere answer (vLLM or others of OpenAI's shape), as http://HOST:PORT/v1; repeatable.",
+        rich_help_panel="Engine",
+    ),
+]
+EngineKeyEnv = Annotated[
+    str | None,
+    typer.Option(metavar="VARIABLE", help="Environment variable with the engines' key.", rich_help_panel="Engine"),
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Any other setting of docs/serving.md, as max_clips=4; repeatable.",
+        rich_help_panel=_WHO,
+    ),
+]
+_Name = Annotated[
+    str | None,
+    typer.Option(help="What requests call the model; by default the last part of --model.", rich_help_panel="Model"),
+]
+_Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=FOLDER", help="An adapter that requests select by its name; repeatable.", rich_help_panel="Model"
+    ),
+]
+_Host = Annotated[
+    str | None, typer.Option(help="Address to listen at; 127.0.0.1 unless told otherwise.", rich_help_panel=_WHO)
+]
+_Port = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="8000 unless told otherwise; 0 takes a free one.", rich_help_panel=_WHO),
+]
+_ApiKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A key of which requests must carry one; repeatable. Better given as QWEN2_AUDIO_API_KEYS, which no list of "
+        "processes shows.",
+        rich_help_panel=_WHO,
+    ),
+]
+
+
+def serve(
+    model: opt.Model = opt.DEFAULT_MODEL,
+    name: _Name = None,
+    adapter: _Adapters = None,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    offline: opt.Offline = False,
+    engine: Engine = None,
+    engine_key_env: EngineKeyEnv = None,
+    host: _Host = None,
+    port: _Port = None,
+    api_key: _ApiKeys = None,
+    setting: Setting = None,
+    ui: Annotated[bool, typer.Option("--ui", help="Also serve the web page, at /.")] = False,
+) -> None:
+    """Serve chat, transcription and live voice over HTTP, in the shapes of OpenAI's API.
+
+    Once requests would be answered, one line with the address goes to stdout; logs go to stderr as lines of JSON. Ends in
+    order on SIGTERM or Ctrl-C: what runs is finished first. docs/serving.md has all routes and settings.
+    """
+    with patience("starting"):
+        check_installed(page=ui)
+        from qwen2_audio.serving.settings import Settings
+
+    given: dict[str, object] = dict(name_and_value(text) for text in setting or ())
+    given |= {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    if api_key:
+        given["api_keys"] = ",".join(api_key)
+    settings = Settings.read(given)
+    if engine and adapter:
+        raise UsageError("--adapter goes with a model of this machine; adapters of an engine elsewhere are given to it")
+    backend = (
+        engines(engine, engine_key_env)
+        if engine
+        else local(model, name, adapter or [], device, dtype, offline, settings)
+    )
+    run(backend, settings, ui=ui)
+
+
+def check_installed(*, page: bool = False) -> None:
+    """Raise `UsageError` unless the packages of the extra are there; with `page` also those of the web page."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+
+        if page:
+            import gradio  # noqa: F401
+    except ImportError as error:
+        extra = "ui" if page else "serve"
+        raise UsageError(f'this needs the package {error.name}: pip install "qwen2-audio[{extra}]"') from None
+
+
+def name_and_value(text: str) -> tuple[str, str]:
+    """NAME=VALUE, taken apart."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--setting takes NAME=VALUE, got {text!r}")
+    return name.strip(), value.strip()
+
+
+def engines(urls: list[str], key_variable: str | None) -> Backend:
+    """Servers elsewhere."""
+    from qwen2_audio.serving.upstream import UpstreamBackend
+
+    return UpstreamBackend(urls, key_variable=key_variable)
+
+
+def local(
+    model: str, name: str | None, adapters: list[str], device: str, dtype: str, offline: bool, settings: Settings
+) -> Backend:
+    """This machine's own model."""
+    from qwen2_audio.serving.local import LocalBackend, LocalConfig, parse_adapter
+
+    return LocalBackend(
+        LocalConfig(
+            model=model,
+            name=name,
+            adapters=tuple(parse_adapter(text) for text in adapters),
+            device=device,
+            dtype=dtype,
+            offline=offline,
+            max_queue=settings.max_queue,
+        )
+    )
+
+
+def run(backend: Backend, settings: Settings, *, ui: bool, inbrowser: bool = False, language: Language = "en") -> None:
+    """Serve until told to end; with `ui` also the page, which `inbrowser` opens once it can answer."""
+    import asyncio
+    import sys
+    import webbrowser
+
+    from qwen2_audio.serving.app import create_app
+    from qwen2_audio.serving.logs import log_to
+    from qwen2_audio.serving.server import Server, listen, serve, url_of
+
+    app = create_app(backend, settings)
+    if ui:
+        from qwen2_audio.serving.ui.mount import mount_ui
+
+        mount_ui(app, app.state.backend, settings, app.state.media, language=language)
+    listener = listen(settings)
+    if not settings.at_loopback and not settings.api_keys:
+        note(
+            f"without a key whoever reaches {settings.host}:{settings.port} can use this server; set QWEN2_AUDIO_API_KEYS"
+        )
+
+    def announce() -> None:
+        names = ", ".join(card.name for card in backend.models)
+        print(f"qwen2-audio serves {names} at {url_of(listener)}", flush=True)
+        if inbrowser:
+            webbrowser.open(url_of(listener))
+
+    log_to(sys.stderr)
+    asyncio.run(serve(Server(app, settings), app, listener, announce))

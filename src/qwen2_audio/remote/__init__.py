@@ -1,0 +1,1 @@
+"""Models behind OpenAI-compatible URLs: how they are addressed, asked and read."""

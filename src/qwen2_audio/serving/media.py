@@ -1,0 +1,196 @@
+"""Recordings that strangers send: base64, addresses and uploads to decoded clips, under all limits."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen2_audio.config import SAMPLE_RATE
+from qwen2_audio.errors import AudioError, TooLargeError, TooLongError
+from qwen2_audio.processing.audio import read_data_url
+from qwen2_audio.processing.conversation import AudioPart
+from qwen2_audio.serving.decoders import DecoderPool
+from qwen2_audio.serving.fetch import Fetcher
+from qwen2_audio.serving.formats import check_format
+from qwen2_audio.serving.settings import MIB, Settings
+
+_PIECE = 64 * 1024
+_DATA_URL_HEAD = 256
+
+
+class Upload(Protocol):
+    """A file that came with a form; starlette's `UploadFile` is one."""
+
+    async def read(self, size: int = -1, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A recording in base64, and what its sender calls its format ("wav", "mp3", ...); "" is not said."""
+
+    data: str = field(repr=False)
+    format: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A recording at an http(s) address, or in a data URL."""
+
+    url: str
+
+
+class Media:
+    """Decodes recordings off the event loop, in processes of its own, under the limits of the settings.
+
+    Sources of the parts returned are (float32 [samples], 16000). Cancelling the task that waits ends the work at once.
+
+    Args:
+        fetcher: what fetches addresses; for tests.
+    """
+
+    def __init__(self, settings: Settings, fetcher: Fetcher | None = None) -> None:
+        self._settings = settings
+        self._fetcher = fetcher or Fetcher(settings)
+        timeout, clip_memory = settings.decode_timeout, settings.decoder_memory_mib
+        self._clips = DecoderPool(settings.decoders, timeout, clip_memory, whole=True)
+        upload_memory = clip_memory + settings.max_upload_mib  # a large file is seen through a view, which counts
+        self._uploads = DecoderPool(settings.uploads, timeout, upload_memory, whole=False)
+        self._starting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to start a decoder, so that the first request need not wait for it. May be left out."""
+        self._starting = asyncio.create_task(self._clips.start())
+
+    async def close(self) -> None:
+        """End the decoders; what they work on ends with an `AudioError`."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._clips.close()
+        await self._uploads.close()
+        await self._fetcher.close()
+
+    async def load(self, clips: Sequence[Encoded | Link]) -> list[AudioPart]:
+        """All recordings of a request, at the same time, in order; one that comes twice is decoded once.
+
+        Raises:
+            TooLargeError, TooLongError, AudioError: also where all together are too many or too long.
+        """
+        most = self._settings.max_clips
+        if len(clips) > most:
+            raise AudioError(
+                f"there are {len(clips)} recordings in the request; at most {most} are taken, leave some out"
+            )
+        names = {clip: f"recording {at + 1}" if len(clips) > 1 else "the recording" for at, clip in enumerate(clips)}
+        total = _Total(Counter(clips), self._settings.max_request_seconds)
+        tasks = {clip: asyncio.create_task(self._load(clip, name, total)) for clip, name in names.items()}
+        try:
+            await asyncio.gather(*tasks.values())
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        return [tasks[clip].result() for clip in clips]
+
+    async def from_base64(self, data: str, format: str = "") -> AudioPart:
+        """One recording in base64; see `load`."""
+        return (await self.load([Encoded(data, format)]))[0]
+
+    async def from_url(self, url: str) -> AudioPart:
+        """One recording at an http(s) address or in a data URL; see `load`."""
+        return (await self.load([Link(url)]))[0]
+
+    async def from_upload(self, file: Upload) -> AudioPart:
+        """One recording that came with a form, as long as a clip in a chat may be."""
+        pieces = _pieces(file, self._settings.max_upload_mib * MIB, "the file")
+        return AudioPart((await self._samples(self._uploads, pieces, "the file"), SAMPLE_RATE))
+
+    async def stream_upload(self, file: Upload) -> AsyncGenerator[NDArray[np.float32]]:
+        """A file of any allowed length, decoded as it is read: blocks, float32 [samples] at 16 kHz, of at most 20 s.
+
+        Memory is bounded whatever the length. Close the iterator (`contextlib.aclosing`) to end it early: as long as it is
+        open it keeps a decoder.
+
+        Raises:
+            TooLargeError, TooLongError, AudioError: perhaps after some blocks: a file's end is known only at its end.
+        """
+        pieces = _pieces(file, self._settings.max_upload_mib * MIB, "the file")
+        async with aclosing(self._uploads.decode(pieces, self._settings.upload_limits, "the file")) as blocks:
+            async for block in blocks:
+                yield block
+
+    async def _load(self, clip: Encoded | Link, name: str, total: _Total) -> AudioPart:
+        data = await self._bytes(clip, name)
+        if not data:
+            raise AudioError(f"{name} is empty (0 bytes); give a recording")
+        samples = await self._samples(self._clips, _cut(data), name)
+        total.add(clip, samples)
+        return AudioPart((samples, SAMPLE_RATE))
+
+    async def _bytes(self, clip: Encoded | Link, name: str) -> bytes:
+        limit = self._settings.max_clip_mib * MIB
+        if isinstance(clip, Encoded):
+            data = await _from_base64(clip.data, limit, name)
+            check_format(data, clip.format, name)
+            return data
+        if clip.url[:5].lower() != "data:":
+            return await self._fetcher.fetch(clip.url)
+        if len(clip.url) > 4 * -(-limit // 3) + _DATA_URL_HEAD:
+            raise TooLargeError(f"{name} is larger than {limit // MIB} MiB; cut it, or send it as mp3 or opus")
+        return await asyncio.to_thread(read_data_url, "data:" + clip.url[5:])
+
+    async def _samples(self, pool: DecoderPool, pieces: AsyncIterator[bytes], name: str) -> NDArray[np.float32]:
+        async with aclosing(pool.decode(pieces, self._settings.clip_limits, name)) as blocks:
+            return np.concatenate([block async for block in blocks])
+
+
+class _Total:
+    """Adds up how long the recordings of a request are."""
+
+    def __init__(self, times: Counter[Encoded | Link], limit: float) -> None:
+        self._times, self._limit, self._seconds = times, limit, 0.0
+
+    def add(self, clip: Encoded | Link, samples: NDArray[np.float32]) -> None:
+        """Raises:
+        TooLongError: all so far are longer than allowed.
+        """
+        self._seconds += self._times[clip] * samples.shape[0] / SAMPLE_RATE
+        if self._seconds > self._limit:
+            raise TooLongError(f"the recordings are longer than {self._limit:g} s together; cut them or leave some out")
+
+
+async def _from_base64(text: str, limit: int, name: str) -> bytes:
+    if len(text) > 4 * -(-limit // 3):  # before anything is decoded
+        raise TooLargeError(f"{name} is larger than {limit // MIB} MiB; cut it, or send it as mp3 or opus")
+    if text[:5].lower() == "data:":
+        raise AudioError(f"{name} is a data URL; give its base64 alone, or the URL as audio_url")
+    try:
+        return await asyncio.to_thread(base64.b64decode, text, None, True)
+    except ValueError as error:
+        hint = "leave out line breaks" if "\n" in text else "encode the file again"
+        raise AudioError(f"{name} is not valid base64 ({error}); {hint}") from error
+
+
+async def _pieces(file: Upload, limit: int, name: str) -> AsyncIterator[bytes]:
+    """A file, some at a time; no more of it is read than may come."""
+    size = 0
+    while piece := await file.read(_PIECE):
+        size += len(piece)
+        if size > limit:
+            raise TooLargeError(f"{name} is larger than {limit // MIB} MiB; cut it, or send it as mp3 or opus")
+        yield piece
+    if not size:
+        raise AudioError(f"{name} is empty (0 bytes); give a recording")
+
+
+async def _cut(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), _PIECE):
+        yield data[at : at + _PIECE]

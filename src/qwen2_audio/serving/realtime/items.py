@@ -1,0 +1,162 @@
+"""What was said on a connection: items in order, and the conversation that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen2_audio.config import SAMPLE_RATE, audio_tokens, mel_frames
+from qwen2_audio.processing.conversation import AudioPart, Conversation, Part, TextPart
+from qwen2_audio.processing.windows import cut_windows
+from qwen2_audio.serving.realtime.fields import EventError
+
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A recording, int16 [samples] at 16 kHz."""
+
+    samples: NDArray[np.int16] = field(repr=False)
+    transcript: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return len(self.samples) / SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A turn, or a part of one."""
+
+    id: str
+    role: Literal["user", "assistant"]
+    content: tuple[str | Sound, ...]
+    status: Status = "completed"
+
+    def as_json(self) -> dict[str, Any]:
+        """In OpenAI's form, without the sound itself."""
+        kind = "input_text" if self.role == "user" else "output_text"
+        return {
+            "id": self.id,
+            "object": "realtime.item",
+            "type": "message",
+            "status": self.status,
+            "role": self.role,
+            "content": [
+                {"type": "input_audio", "transcript": part.transcript}
+                if isinstance(part, Sound)
+                else {"type": kind, "text": part}
+                for part in self.content
+            ],
+        }
+
+    @property
+    def text(self) -> str:
+        """Its texts, joined."""
+        return "".join(part for part in self.content if isinstance(part, str))
+
+    @property
+    def sounds(self) -> Iterator[Sound]:
+        """Its recordings."""
+        return (part for part in self.content if isinstance(part, Sound))
+
+
+class History:
+    """Items in order, never more than so many, or of so much sound or text.
+
+    Args:
+        most_items, most_seconds, most_characters: what is beyond is forgotten, oldest first.
+    """
+
+    def __init__(self, most_items: int, most_seconds: float, most_characters: int) -> None:
+        self.items: list[Item] = []
+        self._most = (most_items, most_seconds, most_characters)
+
+    def find(self, id: str, param: str = "item_id") -> Item:
+        """The item of that name.
+
+        Raises:
+            EventError: there is none.
+        """
+        found = next((item for item in self.items if item.id == id), None)
+        if found is None:
+            raise EventError(f"there is no item {id!r:.80} in the conversation", "item_not_found", param)
+        return found
+
+    def add(self, item: Item, after: str | None = None) -> str | None:
+        """Insert an item behind another ("root": first of all; None: last); returns the id of the one before it."""
+        if any(known.id == item.id for known in self.items):
+            raise EventError(f"there is an item {item.id!r:.80} already", "item_exists", "item.id")
+        if after is None:
+            place = len(self.items)
+        elif after == "root":
+            place = 0
+        else:
+            place = self.items.index(self.find(after, "previous_item_id")) + 1
+        self.items.insert(place, item)
+        return self.items[place - 1].id if place else None
+
+    def put(self, item: Item) -> None:
+        """Replace the item of the same id, if it is still there."""
+        self.items = [item if known.id == item.id else known for known in self.items]
+
+    def delete(self, id: str) -> None:
+        """Take an item out."""
+        self.items.remove(self.find(id))
+
+    def overflow(self, keep: str) -> list[Item]:
+        """Forget the oldest items until the rest is within bounds, but not `keep`; returns what was forgotten."""
+        gone: list[Item] = []
+        while self._is_too_much() and self.items[0].id != keep:
+            gone.append(self.items.pop(0))
+        return gone
+
+    def _is_too_much(self) -> bool:
+        seconds = sum(sound.seconds for item in self.items for sound in item.sounds)
+        characters = sum(len(item.text) for item in self.items)
+        return any(have > most for have, most in zip((len(self.items), seconds, characters), self._most, strict=True))
+
+    def forget_oldest(self, keep: str) -> list[Item]:
+        """Forget the oldest turn: items up to the next one of the user's; [] where only `keep` and what follows is left."""
+        gone: list[Item] = []
+        while self.items and self.items[0].id != keep and (not gone or self.items[0].role != "user"):
+            gone.append(self.items.pop(0))
+        return gone
+
+
+def conversation_of(items: list[Item], instructions: str) -> Conversation:
+    """What the model is asked; answers of which nothing was said are left out."""
+    conversation = Conversation().system(instructions) if instructions else Conversation()
+    for item in items:
+        parts = tuple(_part(part) for part in item.content if isinstance(part, Sound) or part)
+        if parts:
+            conversation = conversation.add(item.role, *parts)
+    return conversation
+
+
+def audio_tokens_of(items: list[Item]) -> int:
+    """How many tokens their recordings are to the model."""
+    windows = [window for item in items for sound in item.sounds for window in cut_windows(_wave(sound))]
+    return sum(audio_tokens(mel_frames(len(window))) for window in windows)
+
+
+def _wave(sound: Sound) -> NDArray[np.float32]:
+    return sound.samples.astype(np.float32) / np.float32(32768)
+
+
+def _part(part: str | Sound) -> Part:
+    if isinstance(part, str):
+        return TextPart(part)
+    return AudioPart((_wave(part), SAMPLE_RATE))
+
+
+def with_transcript(item: Item, transcript: str) -> Item:
+    """The item, its recordings with what is said in them."""
+    content = tuple(replace(part, transcript=transcript) if isinstance(part, Sound) else part for part in item.content)
+    return replace(item, content=content)

@@ -1,0 +1,154 @@
+"""Long recordings through any backend: windows are asked as jobs, a few at a time, and come out in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen2_audio.longform.listening import Heard, Question
+from qwen2_audio.longform.segments import Segment
+from qwen2_audio.processing.speech_windows import Window, WindowCutter
+from qwen2_audio.serving.answering import deltas
+from qwen2_audio.serving.backend import Backend, EngineLostError, Job, ModelCard, OverloadedError, TokenLogprob
+
+WINDOWS_AT_ONCE = 8
+"""Of one recording; more would keep others waiting."""
+_ATTEMPTS = 4
+_RESTART_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Transcribed:
+    """A segment, and the tokens of its answer where log-probabilities were asked for."""
+
+    segment: Segment
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    heard: Heard
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class ServedTranscriber:
+    """One recording.
+
+    Attributes:
+        prompt_tokens, completion_tokens: what it has taken so far.
+    """
+
+    def __init__(self, backend: Backend, card: ModelCard, question: Question) -> None:
+        self.prompt_tokens = self.completion_tokens = 0
+        self._backend, self._card, self._question = backend, card, question
+        self._cutter = WindowCutter(card.transcription_window)
+        self._answered = False
+
+    @property
+    def samples(self) -> int:
+        """How much of the recording has come, in samples at 16 kHz."""
+        return self._cutter.samples
+
+    async def segments(self, blocks: AsyncIterable[NDArray[np.float32]]) -> AsyncGenerator[Transcribed, None]:
+        """What is said, in order, as it becomes certain. Closing this ends all jobs at once.
+
+        Args:
+            blocks: float32 [samples] at 16 kHz; read no faster than windows are answered.
+
+        Raises:
+            AudioError: the recording cannot be heard, perhaps after some segments.
+            OverloadedError, EngineLostError: for the first window at once, for later ones after a few attempts.
+        """
+        before = ""
+        async with aclosing(self._in_order(blocks)) as answered:
+            async for window, answer in answered:
+                for transcribed in await self._settled(window, answer, before):
+                    yield transcribed
+                before = answer.heard.text
+
+    async def _in_order(
+        self, blocks: AsyncIterable[NDArray[np.float32]]
+    ) -> AsyncGenerator[tuple[Window, _Answer], None]:
+        """Windows with their answers; while one is waited for, the next ones are asked."""
+        asked: deque[tuple[Window, asyncio.Task[_Answer]]] = deque()
+        try:
+            async with aclosing(self._windows(blocks)) as windows:
+                async for window in windows:
+                    asked.append((window, asyncio.create_task(self._hear(window))))
+                    if len(asked) == WINDOWS_AT_ONCE:
+                        yield asked[0][0], await asked[0][1]
+                        asked.popleft()
+            while asked:
+                yield asked[0][0], await asked[0][1]
+                asked.popleft()
+        finally:
+            await _cancel([task for _, task in asked])
+
+    async def _windows(self, blocks: AsyncIterable[NDArray[np.float32]]) -> AsyncGenerator[Window, None]:
+        async for block in blocks:
+            for window in await asyncio.to_thread(self._cut, block):
+                yield window
+        for window in await asyncio.to_thread(self._cut, None):
+            yield window
+
+    def _cut(self, block: NDArray[np.float32] | None) -> list[Window]:
+        """In a thread: the windows that are certain with one more block; None: nothing follows."""
+        return list(self._cutter.finish() if block is None else self._cutter.push(block))
+
+    async def _settled(self, window: Window, answer: _Answer, before: str) -> list[Transcribed]:
+        outcome = self._question.settle(window, answer.heard, before)
+        if isinstance(outcome, Segment):
+            return [Transcribed(outcome, answer.logprobs if outcome.text else ())]
+        tasks = [asyncio.create_task(self._hear(half)) for half in outcome]
+        try:
+            answers = [await task for task in tasks]
+        finally:
+            await _cancel(tasks)
+        if kept := self._question.confirmed(window, answer.heard, before, [again.heard for again in answers]):
+            return [Transcribed(kept, answer.logprobs)]
+        found: list[Transcribed] = []
+        before = before if window.joined else ""
+        for half, again in zip(outcome, answers, strict=True):
+            found += await self._settled(half, again, before)
+            before = again.heard.text
+        return found
+
+    async def _hear(self, window: Window) -> _Answer:
+        """Ask; again where the engine is busy or was lost, unless nothing at all was answered so far."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                answer = await self._answer(window)
+            except (OverloadedError, EngineLostError) as error:
+                if not self._answered or attempt + 1 == _ATTEMPTS:
+                    raise
+                await asyncio.sleep(error.retry_after if isinstance(error, OverloadedError) else _RESTART_SECONDS)
+            else:
+                self._answered = True
+                return answer
+        raise EngineLostError("the engine gave no answer; try again")  # for mypy: the loop returns or raises
+
+    async def _answer(self, window: Window) -> _Answer:
+        question = self._question
+        job = Job(question.conversation(window), question.options_for(window), self._card.name)
+        text, logprobs, finish = "", list[TokenLogprob](), None
+        async with aclosing(deltas(self._backend, [job])) as stream:
+            async for _, delta in stream:
+                text += delta.text
+                logprobs += delta.logprobs
+                finish = delta.finish_reason or finish
+                self.completion_tokens += delta.tokens
+        self.prompt_tokens += delta.prompt_tokens
+        mean = sum(token.logprob for token in logprobs) / len(logprobs) if logprobs else None
+        return _Answer(Heard(text, finish or "stop", (), delta.prompt_tokens, mean), tuple(logprobs))
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[_Answer]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

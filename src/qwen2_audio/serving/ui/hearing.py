@@ -1,0 +1,85 @@
+"""Recordings from visitors to clips: everything passes the limits of `Media`, no file is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from qwen2_audio.processing.conversation import AUDIO_SUFFIXES
+from qwen2_audio.serving.media import Media
+from qwen2_audio.serving.ui.chat import Turn
+from qwen2_audio.serving.ui.clips import Clip, Clips, new_clip
+from qwen2_audio.serving.ui.history import read
+from qwen2_audio.serving.ui.uploads import Opened, Streamed
+
+_ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;!?)]")
+
+
+class Hearing:
+    """Decodes what visitors upload, paste or speak."""
+
+    def __init__(self, media: Media, clips: Clips) -> None:
+        self._media = media
+        self.clips = clips
+
+    async def files(self, paths: Sequence[str]) -> tuple[Clip, ...]:
+        """Uploaded files, in order; they are removed, whether they can be heard or not.
+
+        Raises:
+            AudioError, TooLargeError: one cannot be heard.
+        """
+        try:
+            return tuple([await self._file(Path(path)) for path in paths])
+        finally:
+            for path in paths:
+                with suppress(OSError):
+                    os.unlink(path)
+
+    async def _file(self, path: Path) -> Clip:
+        async with Opened(path) as file:
+            part = await self._media.from_upload(file)
+        return self.clips.add(await asyncio.to_thread(new_clip, part, path.name))
+
+    async def recording(self, body: AsyncIterator[bytes], name: str) -> Clip:
+        """What the microphone heard, as a request brings it; held until a session claims it.
+
+        Raises:
+            AudioError, TooLargeError: it cannot be heard.
+        """
+        part = await self._media.from_upload(Streamed(body))
+        return self.clips.wait(await asyncio.to_thread(new_clip, part, name))
+
+    async def conversation(self, path: str) -> list[Turn]:
+        """The turns of an uploaded file that the page saved once; the file is removed.
+
+        Raises:
+            ConversationError, AudioError, TooLargeError: it cannot be read.
+        """
+        file = Path(path)
+        try:
+            return await read(await asyncio.to_thread(file.read_text, "utf-8", "replace"), self._media, self.clips)
+        finally:
+            file.unlink(missing_ok=True)
+
+    async def addresses(self, text: str) -> tuple[str, tuple[Clip, ...]]:
+        """Fetch the recordings whose addresses stand in a text, and give the text without them.
+
+        An address counts as a recording's when its path ends as one, or when nothing else stands in the text.
+        """
+        found = [
+            address
+            for address in _ADDRESS.findall(text)
+            if address == text.strip() or Path(urlsplit(address).path).suffix.lower() in AUDIO_SUFFIXES
+        ]
+        clips = []
+        for address in found:
+            part = await self._media.from_url(address)
+            name = unquote(Path(urlsplit(address).path).name) or address
+            clips.append(self.clips.add(await asyncio.to_thread(new_clip, part, name)))
+            text = text.replace(address, "", 1)
+        return text.strip(), tuple(clips)

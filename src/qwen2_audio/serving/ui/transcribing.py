@@ -1,0 +1,142 @@
+"""The transcribe tab: a long recording in, segments as they come, files out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from qwen2_audio.errors import ConversationError, Qwen2AudioError, UsageError
+from qwen2_audio.longform.segments import Segment
+from qwen2_audio.longform.subtitles import FORMATS, write
+from qwen2_audio.serving.backend import Backend, OverloadedError
+from qwen2_audio.serving.media import Media
+from qwen2_audio.serving.ui.markup import progress
+from qwen2_audio.serving.ui.sessions import Session, Sessions
+from qwen2_audio.serving.ui.texts import Texts, texts
+from qwen2_audio.serving.ui.transcript import Task, Transcript
+
+View = tuple[Any, ...]
+"""New states of file, start, stop, progress, transcript."""
+
+_MOST_SEGMENTS, _MOST_CHARACTERS = 100_000, 20_000
+_TYPES = {"json": "application/json", "vtt": "text/vtt"}
+
+
+class Transcribing:
+    """The events of the transcribe tab."""
+
+    def __init__(self, backend: Backend, media: Media, sessions: Sessions) -> None:
+        self._backend = backend
+        self._media = media
+        self._sessions = sessions
+
+    async def start(self, path: str | None, task: Task, request: gr.Request) -> AsyncIterator[View]:
+        """Write down the uploaded file, which is removed in the end."""
+        session = self._session(request)
+        said = texts(session.language)
+        if not path:
+            yield gr.skip(), gr.skip(), gr.skip(), progress(said.say("transcribe.none"), -1, problem=True), gr.skip()
+            return
+        file = Path(path)
+        try:
+            if not self._backend.models:
+                raise OverloadedError("the model is still being loaded; ask again in a moment")
+            session.transcript.stop()
+            transcript = session.transcript = Transcript(file.stem)
+            yield gr.skip(), *_buttons(running=True), progress(said.say("transcribe.reading"), None), _told(transcript)
+            stream = transcript.write(self._backend, self._backend.models[0], self._media, file, task)
+            count = 0
+            async with aclosing(stream) as beats:
+                async for _ in beats:
+                    news = len(transcript.segments) > count
+                    count = len(transcript.segments)
+                    yield (
+                        gr.skip(),
+                        gr.skip(),
+                        gr.skip(),
+                        _going(transcript, said),
+                        _told(transcript) if news else gr.skip(),
+                    )
+            yield gr.update(value=None), *_buttons(running=False), _gone(transcript, said), _told(transcript)
+        except Qwen2AudioError as error:
+            yield gr.skip(), *_buttons(running=False), progress(str(error), -1, problem=True), gr.skip()
+        finally:
+            file.unlink(missing_ok=True)
+
+    def stop(self, request: gr.Request) -> None:
+        """End what is being written; what is there stays."""
+        self._session(request).transcript.stop()
+
+    def download(self, event: gr.EventData, request: gr.Request) -> str | None:
+        """The segments, as the visitor has corrected them, as a file for the browser."""
+        try:
+            kind, title, segments, seconds = _wanted(event._data)
+        except Qwen2AudioError as error:
+            gr.Warning(str(error))
+            return None
+        text = write(segments, kind, duration=seconds)
+        return json.dumps({"name": f"{title}.{kind}", "type": _TYPES.get(kind, "text/plain"), "text": text})
+
+    def _session(self, request: gr.Request) -> Session:
+        return self._sessions.of(str(request.session_hash))
+
+
+def _wanted(data: Any) -> tuple[Any, str, list[Segment], float]:
+    """What the browser asks for; it could be anything.
+
+    Raises:
+        UsageError, ConversationError: it makes no sense.
+    """
+    if data.get("format") not in FORMATS:
+        raise UsageError(f"there is no format {data.get('format')!r:.20}; there are {', '.join(FORMATS)}")
+    try:
+        segments = [
+            Segment(float(each["start"]), float(each["end"]), str(each["text"])[:_MOST_CHARACTERS].strip())
+            for each in data["segments"][:_MOST_SEGMENTS]
+        ]
+        return (
+            data["format"],
+            Path(str(data.get("name") or "transcript")).name,
+            segments,
+            float(data.get("duration") or 0),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConversationError("the segments cannot be read; reload the page") from error
+
+
+def _buttons(*, running: bool) -> tuple[Any, Any]:
+    return gr.update(interactive=not running), gr.update(visible=running)
+
+
+def _going(transcript: Transcript, said: Texts) -> str:
+    if not transcript.segments:
+        return progress(said.say("transcribe.reading"), None)
+    done, whole = _clock(transcript.segments[-1].end), _clock(transcript.seconds)
+    return progress(said.say("transcribe.progress", done=done, whole=whole), transcript.share)
+
+
+def _gone(transcript: Transcript, said: Texts) -> str:
+    if transcript.problem:
+        return progress(said.say("transcribe.failed", problem=transcript.problem), -1, problem=True)
+    if transcript.stopped:
+        return progress(said.say("transcribe.stopped"), -1)
+    count, length = str(len(transcript.segments)), _clock(transcript.seconds)
+    return progress(said.say("transcribe.done", count=count, length=length), -1)
+
+
+def _told(transcript: Transcript) -> str:
+    segments = [
+        {"start": round(segment.start, 2), "end": round(segment.end, 2), "text": segment.text}
+        for segment in transcript.segments
+    ]
+    told = {"name": transcript.name, "title": transcript.title, "duration": transcript.seconds, "segments": segments}
+    return json.dumps(told, ensure_ascii=False)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

@@ -1,0 +1,27 @@
+"""The load test runs, compares what it should, and would notice what it looks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_small_crowd(folder: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "serving.py"), "--model", str(folder), "--json"]
+    small = "--clients 4 --seconds 2 --warm-up 0.5 --alone 0.5 --known 4 --again 4 --max-tokens 8".split()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, *small], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr + result.stdout
+    found = json.loads(result.stdout)
+    assert found["together"]["requests"] >= 4
+    assert found["together"]["failed"] == found["different"] == 0
+    assert found["compared"] > 0 and found["leaks"] == []
+    assert found["ratio"] > 0
+    assert set(found["together"]["first_token_ms"]) <= {"p50", "p90", "p99"}

@@ -1,0 +1,392 @@
+"""What a stranger's address can reach: public hosts, and nothing else by whatever way."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from qwen2_audio.errors import AudioError, TooLargeError
+from qwen2_audio.serving.fetch import Fetcher, is_public, resolve, shown
+from qwen2_audio.serving.settings import Settings
+from tests.serving.loopback import PUBLIC, Names, ToLoopback, serving
+
+SOUND = b"RIFF" + bytes(1000)
+
+
+def answer(handler: BaseHTTPRequestHandler) -> None:
+    """Paths say what is wanted: /sound, /to?URL, /status/404, /big, /lie, /slow, /page, /zip, /cut."""
+    path, _, query = handler.path.partition("?")
+    headers = {"Content-Type": "audio/wav", "Content-Length": str(len(SOUND))}
+    status, body = 200, SOUND
+    if path == "/to":
+        status, headers, body = 302, {"Location": query, "Content-Length": "0"}, b""
+    elif path.startswith("/status/"):
+        status = int(path[8:])
+    elif path in ("/page", "/hidden-page"):
+        body = b"<!DOCTYPE html><html>Log in</html>"
+        headers = {"Content-Type": "text/html; charset=utf-8" if path == "/page" else "audio/wav"}
+    elif path == "/big":
+        body, headers = SOUND * 2100, {"Content-Type": "audio/wav"}
+    elif path == "/lie":
+        body, headers["Content-Length"] = SOUND * 2100, str(2**40)
+    elif path == "/cut":
+        headers["Content-Length"] = "5000"
+    elif path == "/zip":
+        headers["Content-Encoding"] = "gzip"
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    try:
+        if path == "/slow":
+            for at in range(len(body)):
+                handler.wfile.write(body[at : at + 1])
+                time.sleep(0.2)
+        handler.wfile.write(body)
+    except OSError:  # the client had enough
+        pass
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with serving(answer) as number:
+        yield number
+
+
+def settings(**given: object) -> Settings:
+    return Settings(max_clip_mib=2, **given)  # type: ignore[arg-type]
+
+
+def fetch(url: str, port: int = 9, names: Names | None = None, **given: object) -> tuple[bytes, ToLoopback, Names]:
+    """What comes from an address, what was sent on the way, and which names were asked for."""
+    transport, names = ToLoopback(port), names or Names()
+
+    async def run() -> bytes:
+        fetcher = Fetcher(settings(**given), names, transport)
+        try:
+            async with asyncio.timeout(20):
+                return await fetcher.fetch(url)
+        finally:
+            await fetcher.close()
+
+    return asyncio.run(run()), transport, names
+
+
+def refused(url: str, *words: str, port: int = 9, names: Names | None = None, **given: object) -> str:
+    with pytest.raises(AudioError) as caught:
+        fetch(url, port, names, **given)
+    message = str(caught.value)
+    assert "\n" not in message and ";" in message
+    assert all(word in message for word in words), message
+    return message
+
+
+def test_a_public_host_is_fetched_at_the_address_that_was_checked(port: int) -> None:
+    data, transport, names = fetch("http://media.test/sound?a=1#part", port)
+    assert data == SOUND
+    assert transport.sent == [(PUBLIC, "media.test")]
+    assert names.asked == ["media.test"]
+
+
+PRIVATE = [
+    *["127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"],
+    *["192.0.2.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255", "192.88.99.1"],
+    *["::", "::1", "fe80::1", "fc00::1", "fd00::1", "fec0::1", "ff02::1", "2001:db8::1", "3fff::1"],
+    *["::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe"],
+    *["64:ff9b:1::808:808", "2002:7f00:1::", "2002:a9fe:a9fe::1", "2001:0:1::1", "fe80::1%lo", "2606::5efe:7f00:1"],
+    "not an address",
+]
+ALLOWED = ["93.184.216.34", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ALLOWED)
+def test_addresses_that_are_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("address", [a for a in PRIVATE if "%" not in a and " " not in a])
+def test_private_addresses_in_urls_and_behind_names_are_refused(address: str) -> None:
+    host = f"[{address}]" if ":" in address else address
+    message = refused(f"http://{host}/latest/meta-data", "not on the public internet")
+    refused(f"https://{host}:8443/", "not on the public internet")
+    message = refused("http://name.test/", "not on the public internet", names=Names(name_test=[[address]]))
+    assert address not in message, "the inside of a network is nobody's business"
+
+
+@pytest.mark.parametrize(
+    "host", ["0", "127.1", "2130706433", "0x7f.1", "0x7f000001", "0177.0.0.1", "0x7f.0.0.1", "127.0.1", "1.1.1.1.1"]
+)
+def test_numbers_that_resolvers_take_for_addresses(host: str) -> None:
+    refused(f"http://{host}/", "number in an unusual form")
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost.", "ip6-localhost"])
+def test_names_of_this_machine(host: str) -> None:
+    async def run() -> None:
+        fetcher = Fetcher(settings(), resolve)
+        with pytest.raises(AudioError, match=r"public internet|is no address|does not answer"):
+            await fetcher.fetch(f"http://{host}/")
+        await fetcher.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1.nip.test", "customer.7f000001.test", "metadata.test"])
+def test_public_names_of_private_addresses(name: str) -> None:
+    names = Names()
+    names.known[name] = [["127.0.0.1"]]
+    refused(f"http://{name}/", "not on the public internet", names=names)
+
+
+def test_one_private_address_among_public_ones_is_enough() -> None:
+    refused("http://mixed.test/", "public internet", names=Names(mixed_test=[[PUBLIC, "10.0.0.1"]]))
+    refused("http://none.test/", "public internet", names=Names(none_test=[[]]))
+
+
+def test_a_name_that_changes_its_address_after_the_check_changes_nothing(port: int) -> None:
+    names = Names(rebinding_test=[[PUBLIC], ["127.0.0.1"]])
+    data, transport, names = fetch("http://rebinding.test/sound", port, names)
+    assert data == SOUND
+    assert names.asked == ["rebinding.test"]  # once
+    assert transport.sent == [(PUBLIC, "rebinding.test")]
+
+
+def test_a_name_that_changes_its_address_between_redirects_is_refused(port: int) -> None:
+    names = Names(rebinding_test=[[PUBLIC], ["127.0.0.1"]])
+    refused("http://rebinding.test/to?/sound", "public internet", port=port, names=names)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://media.test/x",
+        "gopher://127.0.0.1:6379/_x",
+        "//media.test/x",
+        "media.test/x",
+        "http:/media.test/x",
+        "http:///x",
+        "http://",
+        "",
+        "http://a\\@b/",
+        "http://media.test\\@127.0.0.1/",
+        "http://media.test#@127.0.0.1\\",
+        "http://user:pass@media.test/x",
+        "http://user@media.test/x",
+        "http://media.test@127.0.0.1/",
+        "http://media.test:80@127.0.0.1/",
+        "http://media.test:abc/",
+        "http://media.test:-1/",
+        "http://media.test:99999/",
+        "http://media.test:/x",
+        "http://media test/",
+        "http://media.test/a b",
+        "http://media.test/\r\nHost: evil",
+        "http://media.test\t/",
+        "http://media%2etest/",
+        "http://127.0.0.1%2f.test/",
+        "http://[::1/",
+        "http://[::1%25lo]/",
+        "http://[fe80::1%eth0]/",
+        "http://①②⑦.⓪.⓪.①/",
+        "http://１２７.0.0.1/",
+        "http://localhosｔ/",
+        "http://bücher.test/",
+        "http://media。test/",
+        "http://-media.test/",
+        "http://.test/",
+        "http://media.test;127.0.0.1/",
+        "http://media.test,127.0.0.1/",
+        "http://" + "a" * 5000,
+    ],
+)
+def test_addresses_that_can_be_read_in_two_ways_or_are_none(url: str) -> None:
+    transport, names = ToLoopback(9), Names()
+
+    async def run() -> None:
+        fetcher = Fetcher(settings(), names, transport)
+        with pytest.raises(AudioError, match=r"no address of a recording|two ways|names port"):
+            await fetcher.fetch(url)
+        await fetcher.close()
+
+    asyncio.run(run())
+    assert (transport.sent, names.asked) == ([], [])
+
+
+@pytest.mark.parametrize("number", [1, 22, 25, 81, 444, 1023])
+def test_ports_of_other_services(number: int) -> None:
+    refused(f"http://media.test:{number}/", f"port {number}")
+
+
+# redirects
+
+
+def test_a_redirect_is_followed_and_checked(port: int) -> None:
+    data, transport, _ = fetch("http://media.test/to?http://other.test/sound", port)
+    assert data == SOUND
+    assert [host for _, host in transport.sent] == ["media.test", "other.test"]
+    assert fetch("http://media.test/to?/sound", port)[0] == SOUND
+
+
+@pytest.mark.parametrize(
+    ("location", "word"),
+    [
+        ("http://127.0.0.1/", "public internet"),
+        ("http://[::1]/", "public internet"),
+        ("http://169.254.169.254/latest/meta-data", "public internet"),
+        ("http://inside.test/", "public internet"),
+        ("http://2130706433/", "unusual form"),
+        ("//127.0.0.1/", "public internet"),
+        ("file:///etc/passwd", "no address"),
+        ("http://a\\@b/", "no address"),
+        ("http://user:pass@media.test/", "no address"),
+        ("http://media.test:6379/", "another port"),
+        ("http://other.test:8080/", "another port"),
+        ("http://media.test:22/", "port 22"),
+    ],
+)
+def test_redirects_to_where_an_address_may_not_lead(port: int, location: str, word: str) -> None:
+    refused(f"http://media.test/to?{location}", word, port=port, names=Names(inside_test=[["10.0.0.1"]]))
+
+
+def test_redirects_in_a_circle_and_at_most_three(port: int) -> None:
+    chain = "/sound"
+    for count in range(1, 5):
+        chain = f"/to?{chain}"
+        if count <= 3:
+            assert fetch(f"http://media.test{chain}", port)[0] == SOUND
+    refused(f"http://media.test{chain}", "more than 3 times", port=port)
+    refused("http://media.test/to?/sound", "more than 0 times", port=port, max_redirects=0)
+
+
+# settings
+
+
+def test_fetching_can_be_switched_off() -> None:
+    refused("http://media.test/sound", "fetches no addresses", fetch_urls=False)
+
+
+def test_allowed_hosts_are_exact(port: int) -> None:
+    allowed = {"allowed_media_hosts": ("media.test",), "port": 9}
+    assert fetch("http://MEDIA.test/sound", port, allowed_media_hosts=("media.test",))[0] == SOUND
+    for host in ("other.test", "sub.media.test", "media.test.evil.test", "evilmedia.test", PUBLIC):
+        refused(f"http://{host}/sound", "fetches from media.test only", **allowed)  # type: ignore[arg-type]
+    refused("http://media.test/to?http://other.test/sound", "only", port=port, allowed_media_hosts=("media.test",))
+    private = Names(media_test=[["10.0.0.1"]])
+    refused("http://media.test/", "public internet", names=private, allowed_media_hosts=("media.test",))
+
+
+# answers
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("/status/404", "answered 404"),
+        ("/status/500", "answered 500"),
+        ("/status/304", "answered 304"),
+        ("/page", "web page (HTML)"),
+        ("/hidden-page", "web page (HTML)"),
+        ("/zip", "compressed"),
+        ("/cut", "cut short"),
+    ],
+)
+def test_answers_that_are_no_recording(port: int, path: str, word: str) -> None:
+    refused(f"http://media.test{path}?signature=secret", word, port=port)
+
+
+@pytest.mark.parametrize("path", ["/big", "/lie"])
+def test_more_bytes_than_allowed_are_not_read(port: int, path: str) -> None:
+    with pytest.raises(TooLargeError, match="larger than 2 MiB"):
+        fetch(f"http://media.test{path}", port)
+
+
+def test_a_host_that_trickles_has_a_limit_altogether(port: int) -> None:
+    began = time.monotonic()
+    refused("http://media.test/slow", "did not arrive within 0.7 s", port=port, fetch_timeout=0.7)
+    assert time.monotonic() - began < 10
+
+
+def test_a_resolver_that_hangs_has_a_limit() -> None:
+    async def run() -> None:
+        async def never(host: str, port: int) -> list[str]:
+            await asyncio.sleep(60)
+            return []
+
+        fetcher = Fetcher(settings(fetch_timeout=0.2), never)
+        with pytest.raises(AudioError, match="did not arrive"):
+            await fetcher.fetch("http://media.test/")
+        await fetcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_host_that_is_not_there() -> None:
+    refused("http://media.test/sound", "does not answer", port=9)
+
+
+def test_no_proxy_and_no_password_file_of_the_environment(
+    port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[str | None] = []
+
+    def note(handler: BaseHTTPRequestHandler) -> None:
+        seen.append(handler.headers["Authorization"])
+        answer(handler)
+
+    (tmp_path / "netrc").write_text("default login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with serving(note) as other:
+        assert fetch("http://media.test/sound", other)[0] == SOUND
+    assert seen == [None]
+
+
+def test_messages_show_no_secrets_of_an_address() -> None:
+    assert shown("https://user:pass@host/a.wav?X-Signature=secret#x") == "https://host/a.wav"
+    assert "\n" not in shown("http://host/\nx")
+    assert len(shown("http://" + "a" * 9000)) <= 200
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+def test_the_certificate_must_be_the_hosts_and_https_stays_https(tmp_path: Path) -> None:
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    names = ["-subj", "/CN=media.test", "-addext", "subjectAltName=DNS:media.test"]
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subprocess.run(
+        [*made, "-keyout", str(key), "-out", str(cert), "-days", "2", *names], check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    trust = ssl.create_default_context(cafile=str(cert))
+    asked: list[str | None] = []
+    context.sni_callback = lambda sock, name, _: asked.append(name)
+
+    async def run(url: str, server: int) -> bytes:
+        fetcher = Fetcher(settings(), Names(), ToLoopback(server, verify=trust))
+        try:
+            return await fetcher.fetch(url)
+        finally:
+            await fetcher.close()
+
+    with serving(answer, context) as server:
+        assert asyncio.run(run("https://media.test/sound", server)) == SOUND
+        with pytest.raises(AudioError, match="does not answer"):
+            asyncio.run(run("https://other.test/sound", server))
+        with pytest.raises(AudioError, match="from https to http"):
+            asyncio.run(run("https://media.test/to?http://media.test/sound", server))
+    assert asked[:2] == ["media.test", "other.test"]

@@ -1,0 +1,355 @@
+"""Recordings of strangers: decoded in other processes, under every limit, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+
+from qwen2_audio.errors import AudioError, TooLargeError, TooLongError
+from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.conversation import AudioPart
+from qwen2_audio.processing.limits import DecodeLimits
+from qwen2_audio.serving import decoders
+from qwen2_audio.serving.decoders import DecoderPool
+from qwen2_audio.serving.fetch import Fetcher
+from qwen2_audio.serving.formats import check_format, kind_of
+from qwen2_audio.serving.media import Encoded, Link, Media
+from qwen2_audio.serving.settings import Settings
+from tests.serving.loopback import Names, ToLoopback, serving
+from tests.tiny import sound
+
+MIB = 1 << 20
+T = TypeVar("T")
+
+
+def file_of(seconds: float = 0.5, kind: str = "WAV", subtype: str | None = None, rate: int = 16_000) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, sound(seconds, rate=rate), rate, format=kind, subtype=subtype)
+    return out.getvalue()
+
+
+WAV = file_of()
+
+
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+class Uploaded:
+    """What a form's file looks like; counts what is read of it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = io.BytesIO(data)
+        self.pieces: list[int] = []
+
+    async def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self.pieces.append(len(data))
+        return data
+
+
+def with_media(work: Callable[[Media], Awaitable[T]], fetcher: Fetcher | None = None, **given: object) -> T:
+    """What `work` gives; afterwards no process is left."""
+
+    async def run() -> T:
+        media = Media(Settings(**given), fetcher)  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(60):
+                return await work(media)
+        finally:
+            await media.close()
+
+    before = set(psutil.Process().children())
+    result = asyncio.run(run())
+    assert set(psutil.Process().children()) <= before
+    return result
+
+
+def samples_of(part: AudioPart) -> np.ndarray:
+    samples, rate = part.source  # type: ignore[misc]
+    assert rate == 16_000 and samples.dtype == np.float32 and samples.flags.writeable
+    return samples
+
+
+def test_every_way_in_gives_what_load_audio_gives() -> None:
+    files = [
+        WAV,
+        file_of(0.7, "FLAC", None, 44_100),
+        file_of(0.6, "MP3", None, 22_050),
+        file_of(0.5, "OGG", "OPUS", 48_000),
+    ]
+
+    async def work(media: Media) -> None:
+        for data, name in zip(files, ("wav", "flac", "mp3", "opus"), strict=True):
+            wanted = load_audio(data)
+            url = f"DATA:audio/{name};base64,{text_of(data)}"
+            for part in (
+                await media.from_base64(text_of(data), name),
+                await media.from_base64(text_of(data)),
+                await media.from_url(url),
+                await media.from_upload(Uploaded(data)),
+            ):
+                np.testing.assert_array_equal(samples_of(part), wanted)
+            async with aclosing(media.stream_upload(Uploaded(data))) as blocks:
+                np.testing.assert_array_equal(np.concatenate([block async for block in blocks]), wanted)
+
+    with_media(work)
+
+
+def test_addresses_are_fetched() -> None:
+    def answer(handler: object) -> None:
+        handler.send_response(200)  # type: ignore[attr-defined]
+        handler.end_headers()  # type: ignore[attr-defined]
+        handler.wfile.write(WAV)  # type: ignore[attr-defined]
+
+    with serving(answer) as port:
+        fetcher = Fetcher(Settings(), Names(), ToLoopback(port))
+        part = with_media(lambda media: media.from_url("http://media.test/x.wav"), fetcher)
+    np.testing.assert_array_equal(samples_of(part), load_audio(WAV))
+    with pytest.raises(AudioError, match="fetches no addresses"):
+        with_media(lambda media: media.from_url("http://media.test/x.wav"), fetch_urls=False)
+
+
+def test_many_in_order_and_the_same_one_once() -> None:
+    lengths = [0.3, 0.1, 0.2, 0.1, 0.3]
+    clips = [Encoded(text_of(file_of(seconds)), "wav") for seconds in lengths]
+    parts = with_media(lambda media: media.load(clips))
+    assert [len(samples_of(part)) / 16_000 for part in parts] == lengths
+    assert parts[0] is parts[4]
+    assert with_media(lambda media: media.load([])) == []
+
+
+REFUSED = {
+    "no base64": (Encoded("@@@@"), "not valid base64"),
+    "url-safe base64": (Encoded("_-_-"), "not valid base64"),
+    "padding": (Encoded("AAA"), "not valid base64"),
+    "lines": (Encoded(text_of(WAV)[:76] + "\n" + text_of(WAV)[76:]), "leave out line breaks"),
+    "letters of elsewhere": (Encoded("éééé"), "not valid base64"),
+    "a data URL": (Encoded("data:audio/wav;base64,AAAA"), "is a data URL"),
+    "nothing": (Encoded(""), "empty"),
+    "text": (Encoded(text_of(b"hello " * 99)), "not a recording"),
+    "a wav called mp3": (Encoded(text_of(WAV), "mp3"), "begins like wav"),
+    "an unknown format": (Encoded(text_of(WAV), "xyz"), "there is no format 'xyz'"),
+    "half a file": (Encoded(text_of(WAV[: len(WAV) // 2])), "cut short"),
+    "a bad data URL": (Link("data:audio/wav;base64,@@"), "not valid base64"),
+    "no data URL": (Link("data:audio/wav"), "no comma"),
+    "an empty data URL": (Link("data:,"), "empty"),
+    "a file": (Link("file:///etc/passwd"), "no address"),
+    "a path": (Link("/etc/passwd"), "no address"),
+    "this machine": (Link("http://127.0.0.1/x"), "public internet"),
+}
+
+
+def test_what_is_refused_in_one_line_each() -> None:
+    async def work(media: Media) -> None:
+        for name, (clip, word) in REFUSED.items():
+            with pytest.raises(AudioError) as caught:
+                await media.load([clip])
+            assert word in str(caught.value), name
+            assert "\n" not in str(caught.value) and "/tmp" not in str(caught.value)
+        samples_of(await media.from_base64(text_of(WAV)))  # and goes on
+
+    with_media(work)
+
+
+def test_limits_of_number_length_and_size() -> None:
+    clip = Encoded(text_of(WAV))
+
+    async def work(media: Media) -> None:
+        with pytest.raises(AudioError, match="4 recordings in the request; at most 3"):
+            await media.load([clip] * 4)
+        with pytest.raises(TooLongError, match=r"longer than 1.2 s together"):
+            await media.load([clip] * 3)
+        with pytest.raises(TooLongError, match=r"recording 2 is longer than 1 s"):
+            await media.load([clip, Encoded(text_of(file_of(1.1)))])
+        with pytest.raises(TooLargeError, match="larger than 1 MiB"):
+            await media.from_base64("A" * (4 * -(-MIB // 3) + 4))
+        with pytest.raises(TooLargeError, match="larger than 1 MiB"):
+            await media.from_url("data:audio/wav;base64," + "A" * 2 * MIB)
+        upload = Uploaded(bytes(4 * MIB))
+        with pytest.raises(TooLargeError, match="the file is larger than 2 MiB"):
+            await media.from_upload(upload)
+        assert max(upload.pieces) == 64 * 1024 and sum(upload.pieces) <= 2 * MIB + 64 * 1024
+        with pytest.raises(AudioError, match="empty"):
+            await media.from_upload(Uploaded(b""))
+        with pytest.raises(TooLongError, match="longer than 3 s"):
+            async for _ in media.stream_upload(Uploaded(file_of(3.5))):
+                pass
+        assert len(samples_of((await media.load([clip, clip]))[0])) == 8000
+
+    limits = {"max_clips": 3, "max_request_seconds": 1.2, "max_clip_seconds": 1.0, "max_clip_mib": 1}
+    with_media(work, **limits, max_upload_mib=2, max_upload_seconds=3.0)
+
+
+def test_a_large_file_is_streamed_in_bounded_memory() -> None:
+    """20 min: the decoder sees it through a view, and gives it away as fast as it is asked for."""
+    out = io.BytesIO()
+    soundfile.write(out, np.tile(sound(10.0), 120), 16_000, format="WAV")
+    upload = Uploaded(out.getvalue())
+
+    async def work(media: Media) -> int:
+        count, own = 0, psutil.Process()
+        before = own.memory_info().rss
+        async with aclosing(media.stream_upload(upload)) as blocks:
+            async for block in blocks:
+                count += len(block)
+        assert own.memory_info().rss - before < 32 * MIB  # as float32 it is 73 MiB
+        return count
+
+    assert with_media(work) == 1200 * 16_000
+
+
+def test_a_bomb_is_stopped_in_the_decoder() -> None:
+    out = io.BytesIO()
+    with soundfile.SoundFile(out, "w", 96_000, 8, "PCM_16", format="FLAC") as file:
+        for _ in range(30):
+            file.write(np.zeros((96_000, 8), np.int16))
+
+    async def work(media: Media) -> None:
+        with pytest.raises(TooLargeError, match="decodes to more than 16 MiB"):
+            await media.from_base64(text_of(out.getvalue()), "flac")
+
+    with_media(work, max_pcm_mib=16)
+
+
+# decoders that misbehave
+
+
+class Pool:
+    """A pool of one, and what it decodes."""
+
+    def __init__(self, timeout: float = 30.0) -> None:
+        self.pool = DecoderPool(1, timeout, 1024, whole=True)
+
+    async def decode(self, data: bytes = WAV) -> np.ndarray:
+        async def pieces():  # type: ignore[no-untyped-def]
+            yield data
+
+        async with aclosing(self.pool.decode(pieces(), DecodeLimits(), "it")) as blocks:
+            return np.concatenate([block async for block in blocks])
+
+
+def pooled(work: Callable[[Pool], Awaitable[None]], timeout: float = 30.0) -> None:
+    async def run() -> None:
+        pool = Pool(timeout)
+        try:
+            async with asyncio.timeout(60):
+                await work(pool)
+        finally:
+            await pool.pool.close()
+
+    asyncio.run(run())
+    assert not [p for p in psutil.Process().children() if "decoder_process" in " ".join(p.cmdline())]
+
+
+def the_process() -> psutil.Process:
+    return next(p for p in psutil.Process().children() if "decoder_process" in " ".join(p.cmdline()))
+
+
+def test_a_decoder_is_kept_and_replaced_when_it_died() -> None:
+    async def work(pool: Pool) -> None:
+        await pool.decode()
+        first = the_process()
+        await pool.decode()
+        with pytest.raises(AudioError, match="not a recording"):
+            await pool.decode(b"nothing" * 100)
+        assert the_process().pid == first.pid
+        os.kill(first.pid, signal.SIGKILL)
+        with pytest.raises(AudioError, match="it makes the decoder fail"):
+            await pool.decode()
+        assert len(await pool.decode()) == 8000
+        assert the_process().pid != first.pid
+
+    pooled(work)
+
+
+def test_a_decoder_that_hangs_is_ended() -> None:
+    async def work(pool: Pool) -> None:
+        await pool.decode()
+        hung = the_process()
+        hung.suspend()
+        with pytest.raises(AudioError, match="takes too long to decode"):
+            await pool.decode()
+        assert not hung.is_running()
+        assert len(await pool.decode()) == 8000
+
+    pooled(work, timeout=3.0)
+
+
+def test_cancelling_ends_the_work_at_once_and_frees_the_place() -> None:
+    async def work(pool: Pool) -> None:
+        await pool.decode()
+        working = the_process()
+        working.suspend()
+        task = asyncio.create_task(pool.decode())
+        waiting = asyncio.create_task(pool.decode())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not working.is_running()
+        assert len(await waiting) == 8000
+
+    pooled(work)
+
+
+def test_a_decoder_is_replaced_after_many_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "_MAX_JOBS", 2)
+
+    async def work(pool: Pool) -> None:
+        await pool.decode()
+        first = the_process().pid
+        await pool.decode()
+        await pool.decode()
+        assert the_process().pid != first
+
+    pooled(work)
+
+
+def test_a_decoder_knows_no_secrets_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN2_AUDIO_API_KEYS", "very-secret-key")
+
+    async def work(pool: Pool) -> None:
+        await pool.decode()
+        process = the_process()
+        assert "very-secret-key" not in str(process.environ())
+        assert process.rlimit(psutil.RLIMIT_AS)[0] == 1024 * MIB
+        assert process.rlimit(psutil.RLIMIT_CORE)[0] == 0
+
+    pooled(work)
+
+
+# what a file is
+
+
+def test_kinds_of_files() -> None:
+    kinds = [
+        ("WAV", None),
+        ("FLAC", None),
+        ("OGG", "VORBIS"),
+        ("MP3", None),
+        ("AIFF", None),
+        ("AU", None),
+        ("CAF", None),
+    ]
+    assert [kind_of(file_of(0.1, *kind)) for kind in kinds] == ["wav", "flac", "ogg", "mp3", "aiff", "au", "caf"]
+    assert kind_of(b"") is None and kind_of(b"\xff") is None and kind_of(b"hello") is None
+    assert kind_of(b"\xff\xf1\x50\x80") == "aac"
+
+
+def test_formats_under_their_many_names() -> None:
+    for said in ("wav", "WAV", "audio/wav", "audio/x-wav", "audio/wav; rate=16000", ""):
+        check_format(WAV, said, "it")
+    check_format(b"ID3" + WAV, "flac", "it")  # a tag may stand before anything
+    check_format(b"?" * 20, "mp3", "it")  # the decoder will say

@@ -1,0 +1,266 @@
+"""The page's decisions, without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import qwen2_audio.serving.ui
+from qwen2_audio.config import SAMPLE_RATE
+from qwen2_audio.errors import AudioError, ConversationError, Qwen2AudioError, UsageError
+from qwen2_audio.generation.options import GenerationOptions
+from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
+from qwen2_audio.serving.backend import OverloadedError
+from qwen2_audio.serving.ui.bubbles import clip_card, messages, plain, turn_at, unescaped
+from qwen2_audio.serving.ui.chat import Chat, Turn
+from qwen2_audio.serving.ui.clips import Clips, new_clip
+from qwen2_audio.serving.ui.examples import EXAMPLES
+from qwen2_audio.serving.ui.hearing import Hearing
+from qwen2_audio.serving.ui.history import read, written
+from qwen2_audio.serving.ui.picture import COLUMNS, TONE_ROWS, WAVE_ROWS, picture
+from qwen2_audio.serving.ui.sessions import Sessions
+from qwen2_audio.serving.ui.texts import LANGUAGES, language_of, texts
+from qwen2_audio.serving.ui.uploads import Streamed
+from qwen2_audio.serving.ui.wishes import Wishes
+from tests.serving.fake_backend import FakeBackend
+from tests.tiny import sound
+
+PACKAGE = Path(qwen2_audio.serving.ui.__file__).parent
+OPTIONS = GenerationOptions()
+
+
+def clip(seconds: float = 1.0, name: str = "a.wav") -> Any:
+    return new_clip(AudioPart((sound(seconds), SAMPLE_RATE)), name)
+
+
+class PlainMedia:
+    """Decodes in this process."""
+
+    async def from_base64(self, data: str, format: str = "") -> AudioPart:
+        import base64
+
+        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="float32")
+        return AudioPart((samples, rate))
+
+    async def from_url(self, url: str) -> AudioPart:
+        return AudioPart((sound(0.5), SAMPLE_RATE))
+
+
+def answered(backend: FakeBackend, chat: Chat, turn: Turn, system: str = "") -> Turn:
+    async def run() -> None:
+        chat.turns.append(turn)
+        async for _ in chat.answer(backend, turn, system=system, options=OPTIONS, model="mini"):
+            pass
+
+    asyncio.run(run())
+    return turn
+
+
+def test_an_answer_and_what_it_was_asked_with() -> None:
+    backend, chat = FakeBackend(), Chat()
+    answered(backend, chat, Turn("Hello", (clip(),)), system="Be brief")
+    turn = answered(backend, chat, Turn("And now?"), system="Be brief")
+    assert (turn.answer, turn.state, turn.problem) == ("And now?", "done", "")
+    asked = backend.jobs[-1].prompt
+    assert isinstance(asked, Conversation)
+    assert [message.role for message in asked.messages] == ["system", "user", "assistant", "user"]
+    assert [type(part) for part in asked.messages[1].parts] == [AudioPart, TextPart]
+
+
+def test_turns_without_an_answer_are_not_asked_with() -> None:
+    chat = Chat()
+    answered(FakeBackend(error=OverloadedError("too much is waiting")), chat, Turn("lost"))
+    assert (chat.turns[0].state, chat.turns[0].problem) == ("failed", "too much is waiting")
+    backend = FakeBackend()
+    answered(backend, chat, Turn("found"))
+    assert isinstance(backend.jobs[0].prompt, Conversation) and len(backend.jobs[0].prompt.messages) == 1
+
+
+def test_an_unknown_failure_is_told_without_its_details(caplog: pytest.LogCaptureFixture) -> None:
+    turn = answered(FakeBackend(error=RuntimeError("secret path")), Chat(), Turn("Hello"))
+    assert turn.state == "failed" and "secret" not in turn.problem and "secret path" in caplog.text
+
+
+@pytest.mark.parametrize("end", ["stop", "close"])
+def test_stopping_frees_the_work(end: str) -> None:
+    async def run() -> Turn:
+        backend, chat, turn = FakeBackend(delay=0.01), Chat(), Turn("word " * 500)
+        chat.turns.append(turn)
+        stream = chat.answer(backend, turn, system="", options=OPTIONS, model="mini")
+        async with aclosing(stream) as news:
+            async for _ in news:
+                if turn.answer:
+                    if end == "close":
+                        break
+                    chat.stop()
+        assert (backend.running, backend.cancelled) == (0, 1)
+        return turn
+
+    turn = asyncio.run(run())
+    assert turn.state == "stopped" and 0 < len(turn.answer) < 2000
+
+
+def test_a_stream_beats_before_its_first_token() -> None:
+    """Else a visitor who went away is not noticed while a job waits."""
+
+    async def run() -> bool:
+        chat, turn = Chat(), Turn("slow")
+        chat.turns.append(turn)
+        stream = chat.answer(FakeBackend(delay=30), turn, system="", options=OPTIONS, model="mini")
+        async with aclosing(stream) as news, asyncio.timeout(5):
+            return await anext(news)
+
+    assert asyncio.run(run()) is False
+
+
+def test_messages_and_their_turns() -> None:
+    turns = [Turn("text", (clip(), clip()), "one"), Turn("", (clip(),), "two"), Turn("<b>", (), "three")]
+    shown = messages(turns, texts("en"))
+    assert [message["role"][0] for message in shown] == list("uuauaua")
+    assert [turns.index(turn_at(turns, index)) for index in range(7)] == [0, 0, 0, 1, 1, 2, 2]  # type: ignore[arg-type]
+    assert turn_at(turns, 7) is None
+    assert shown[5]["content"][0]["text"] == "&lt;b>" and unescaped(plain("a < b")) == "a < b"
+
+
+def test_names_of_recordings_are_no_markup() -> None:
+    card = clip_card(clip(name='"><img src=x onerror=alert(1)>'), texts("en"))
+    assert "<img src=x" not in card and "&lt;img src=x" in card
+
+
+def test_clips_live_as_long_as_somebody_holds_them() -> None:
+    clips = Clips()
+    waiting, token = clips.wait(clip()), ""
+    token = waiting.token
+    del waiting
+    assert clips.get(token) is clips.claim(token)
+    assert clips.get(token) is None  # nobody holds it any more
+    with pytest.raises(AudioError, match="record it again"):
+        clips.claim(token)
+
+
+def test_a_clip_is_what_the_model_hears() -> None:
+    long = clip(61.0)
+    assert (long.windows, round(long.seconds)) == (3, 61)
+    samples, rate = soundfile.read(io.BytesIO(long.wav()), dtype="float32")
+    assert rate == SAMPLE_RATE and np.abs(samples - long.samples).max() < 1e-4
+
+
+def test_pictures_show_loudness_pitch_and_cuts() -> None:
+    from PIL import Image
+
+    tone = np.sin(2 * np.pi * 2000 * np.arange(16_000) / 16_000).astype(np.float32)
+    tone[8000:] = 0
+    opacity = np.asarray(Image.open(io.BytesIO(picture(tone, (0.75,)))).convert("RGBA"))[..., 3].astype(float)
+    assert opacity.shape == (WAVE_ROWS + TONE_ROWS, COLUMNS)
+    assert opacity[:, :300].mean() > 3 * opacity[:, 340:450].mean()
+    row = int(opacity[WAVE_ROWS:, 100].argmax())
+    assert abs(row - (1 - np.log(2000 / 60) / np.log(8000 / 60)) * TONE_ROWS) < 3
+    assert opacity[:, 480].mean() > 5 * opacity[:, 500].mean()  # the cut
+    assert picture(np.zeros(400, np.float32), ())[:4] == b"\x89PNG"
+
+
+def test_a_saved_conversation_comes_back() -> None:
+    turns = [Turn("question", (clip(0.5, "ä.wav"),), "answer"), Turn("unanswered")]
+    again = asyncio.run(read(written(turns), PlainMedia(), Clips()))  # type: ignore[arg-type]
+    assert [(turn.text, turn.answer) for turn in again] == [("question", "answer")]
+    assert again[0].clips[0].name == "ä.wav"
+    assert np.abs(again[0].clips[0].samples - turns[0].clips[0].samples).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"kind": "other", "version": 1, "turns": []}', '{"kind": "qwen2-audio conversation"}']
+)
+def test_other_files_are_no_conversation(text: str) -> None:
+    with pytest.raises(ConversationError):
+        asyncio.run(read(text, PlainMedia(), Clips()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "fetched"),
+    [
+        ("http://host/a.mp3", "", 1),
+        ("http://host/any", "", 1),
+        ("What is http://host/a.mp3?x=1 and http://host/b.ogg like", "What is  and  like", 2),
+        ("read http://host/page", "read http://host/page", 0),
+    ],
+)
+def test_addresses_of_recordings(text: str, left: str, fetched: int) -> None:
+    hearing = Hearing(PlainMedia(), Clips())  # type: ignore[arg-type]
+    assert [*asyncio.run(hearing.addresses(text))[:1]] == [left]
+    assert len(asyncio.run(hearing.addresses(text))[1]) == fetched
+
+
+def test_a_body_is_read_like_a_file() -> None:
+    async def blocks() -> Any:
+        for block in (b"ab", b"", b"cde"):
+            yield block
+
+    async def run() -> list[bytes]:
+        body = Streamed(blocks())
+        return [await body.read(4), await body.read(4), await body.read()]
+
+    assert asyncio.run(run()) == [b"abcd", b"e", b""]
+
+
+def test_sessions_are_forgotten() -> None:
+    sessions = Sessions("en", most=2)
+    first = sessions.of("a")
+    first.chat.turns.append(Turn("private"))
+    assert sessions.of("a") is first
+    for name in ("b", "c"):
+        sessions.of(name)
+    assert len(sessions) == 2 and first.chat.turns == []
+    sessions.forget("c")
+    assert len(sessions) == 1
+
+
+def test_wishes() -> None:
+    wishes = Wishes("mini", "", 0.5, 0.9, 10, 1.1, 64, " 7 ", False, "")
+    options = wishes.options(OPTIONS)
+    assert (options.temperature, options.top_k, options.seed, options.max_new_tokens) == (0.5, 10, 7, 64)
+    with pytest.raises(UsageError, match="seed"):
+        Wishes("mini", "", 0, 1, 0, 1, 64, "x", False, "").options(OPTIONS)
+    with pytest.raises(Qwen2AudioError):
+        Wishes("mini", "", -1, 1, 0, 1, 64, "", False, "").options(OPTIONS)
+
+
+def test_both_languages_say_everything() -> None:
+    keys = [set(texts(language).entries) for language in LANGUAGES]
+    assert keys[0] == keys[1]
+    for key, text in texts("en").entries.items():
+        assert re.findall(r"{\w+}", text) == re.findall(r"{\w+}", texts("zh").entries[key]), key
+    code = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
+    code += "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.js"))
+    built = {f"example.{example.name}{end}" for example in EXAMPLES for end in ("", ".ask") if not end or example.asks}
+    assert sorted(key for key in keys[0] - built if f'"{key}"' not in code) == []
+    assert (language_of("zh-TW"), language_of("de"), language_of(None, "zh")) == ("zh", "en", "zh")
+
+
+def test_examples_are_small_and_can_be_heard() -> None:
+    for example in EXAMPLES:
+        assert all(0.5 < heard.seconds < 10 for heard in example.clips())
+    assert sum(file.stat().st_size for file in (PACKAGE / "sounds").iterdir()) < 150_000
+
+
+def test_nothing_is_fetched_from_elsewhere() -> None:
+    for file in PACKAGE.rglob("*"):
+        if file.suffix in (".js", ".css", ".py", ".svg"):
+            found = re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", file.read_text(encoding="utf-8"))
+            assert [url for url in found if "www.w3.org" not in url] == [], file
+
+
+def test_json_of_the_page_holds_no_tag() -> None:
+    from qwen2_audio.serving.ui.mount import _head
+
+    head = _head("en", "/", ["<script>"])
+    assert json.loads(re.search(r"window.qwenAudio = (.*?);</script>", head)[1])["voices"] == ["<script>"]  # type: ignore[index]
+    assert '<script>"' not in head
