@@ -94,9 +94,10 @@ mini-train: mini-data  ## take mini through its stages and put the result into t
 	$(TRAIN) configs/mini/hear.yaml $(SETTINGS)
 	$(TRAIN) configs/mini/pretrain.yaml $(SETTINGS)
 	$(TRAIN) configs/mini/sft.yaml $(SETTINGS)
-	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/sft/model && \
-	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/sft/trained.safetensors $(MINI)/sft/model && \
-	  $(RECIPE)/preferences.py $(MINI)/sft/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
+	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/sft/trained.safetensors $(SETTINGS)
+	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/mix/model && \
+	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/mix/trained.safetensors $(MINI)/mix/model && \
+	  $(RECIPE)/preferences.py $(MINI)/mix/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
 	$(TRAIN) configs/mini/dpo.yaml $(SETTINGS)
 	cp $(MINI)/dpo/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
 

@@ -4,7 +4,8 @@
 
 - hear.jsonl: recordings with their words, for the loss of spoken tokens alone;
 - pretrain.jsonl: the base model's bare prompts: speech, sound events, emotion;
-- sft.jsonl: conversations: transcription, spoken questions, questions about sounds, speakers, emotions; several turns.
+- sft.jsonl: conversations: transcription, spoken questions, questions about sounds, speakers, emotions; several turns;
+- mix.jsonl: both kinds of prompts together, sounds and emotions much oftener, a sound mostly as a stretch of 1.5 to 4 s.
 
 Every folder holds a manifest.jsonl. DATA_FOLDER has `librispeech_excerpt`, `esc10` and `emodb`; of each only the part for
 training is used. OUT_FOLDER must lie where all of them can be reached by relative paths.
@@ -107,6 +108,31 @@ def written(row: Row) -> Row:
     return chat((row["text"], row["answer"]), complete=row["complete"])
 
 
+def stretch(audio: str, row: Row, rng: random.Random) -> Any:
+    """The recording, or mostly a part of it, which is quicker to learn from and hard to learn by heart."""
+    seconds = row["duration"]
+    if rng.random() < 0.35 or seconds < 2:
+        return audio
+    length = min(seconds, rng.uniform(1.5, 4))
+    start = rng.uniform(0, seconds - length)
+    return {"path": audio, "start": round(start, 2), "end": round(start + length, 2)}
+
+
+def named(item: Item, prompt: str, sentence: str, rng: random.Random, *, cut: bool) -> Row:
+    """What a recording is an example of: asked for by name, or in a free wording; bare or in a chat."""
+    audio, row = item
+    part = stretch(audio, row, rng) if cut else audio
+    if rng.random() < 0.45:
+        return bare(part, prompt, row["gt"])
+    free = rng.random() < 0.4
+    wording = rng.choice(WHICH_SOUND if prompt == SOUND_PROMPT else FEELING) if free else prompt
+    content = [
+        {"type": "audio", **(part if isinstance(part, dict) else {"audio": part})},
+        {"type": "text", "text": wording},
+    ]
+    return chat((content, sentence if free else row["gt"]))
+
+
 def of_sounds(sounds: list[Item], rng: random.Random, times: int) -> Iterable[Row]:
     for _ in range(times):
         for audio, row in sounds:
@@ -144,6 +170,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrain-read", type=int, default=3500)
     parser.add_argument("--sft-read", type=int, default=1200)
+    parser.add_argument(
+        "--mix-read", type=int, default=2000, help="rows of read and of joined speech in mix.jsonl, each"
+    )
+    parser.add_argument(
+        "--mix-times", type=int, default=6, help="times that each sound and emotion stands in mix.jsonl"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(3)
@@ -191,6 +223,16 @@ def main() -> None:
     ]
     sft += [*of_sounds(sounds, rng, 3), *of_voices(voices, rng, 2)]
     write("sft.jsonl", sft)
+
+    mix = [
+        read_aloud(audio, row) if rng.random() < 0.25 else transcription(audio, row["text"], rng)
+        for audio, row in read[: args.mix_read] + joined[: args.mix_read] + whole
+    ]
+    mix += [answered(audio, row, rng) for audio, row in ask] + [written(row) for _, row in ask if rng.random() < 0.05]
+    for _ in range(args.mix_times):
+        mix += [named(item, SOUND_PROMPT, SENTENCES[item[1]["gt"]], rng, cut=True) for item in sounds]
+        mix += [named(item, EMOTION_PROMPT, FEELS[item[1]["gt"]], rng, cut=False) for item in voices]
+    write("mix.jsonl", mix)
 
 
 if __name__ == "__main__":
