@@ -233,7 +233,8 @@ def test_closing_lets_short_answers_come_to_their_end(served: LocalConfig) -> No
 
 
 PARENT = """
-import asyncio, sys
+import asyncio, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from qwen2_audio.serving.local import LocalBackend, LocalConfig
 from tests.serving.fake_engine import SCRIPT, run_fake_engine
 
