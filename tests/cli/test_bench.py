@@ -39,8 +39,8 @@ def test_both_sides(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert [row["what"] for row in report["figures"]] == [
-        "1 clips of 1 s, 3 tokens: first token",
-        "1 clips of 1 s, 3 tokens: a step",
+        "a clip of 1 s, 3 tokens: first token",
+        "a clip of 1 s, 3 tokens: a step",
         "2 clips of 1 to 2 s, 3 tokens: first tokens",
         "2 clips of 1 to 2 s, 3 tokens: a step",
         "2 clips of 1 to 2 s, 3 tokens: all",
@@ -65,6 +65,6 @@ def test_alone_in_int8_as_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch)
     result = CliRunner().invoke(app, [*arguments, "--alone", "--quantize", "int8"])
     assert result.exit_code == 0, result.output
     assert "weights int8" in result.stdout
-    assert "| 1 clips of 1 s, 3 tokens: first token |" in result.stdout
+    assert "| a clip of 1 s, 3 tokens: first token |" in result.stdout
     refused = CliRunner().invoke(app, arguments)
     assert refused.exit_code == 2

@@ -35,6 +35,8 @@ class Scenario:
             "shared": "questions, one clip of",
             "turns": "turns, a clip of",
         }
+        if len(self.seconds) == 1:
+            return f"a clip of {span}"
         return f"{len(self.seconds)} {of[self.kind]} {span}"
 
 
