@@ -5,7 +5,8 @@
 - hear.jsonl: recordings with their words, for the loss of spoken tokens alone;
 - pretrain.jsonl: the base model's bare prompts: speech, sound events, emotion;
 - sft.jsonl: conversations: transcription, spoken questions, questions about sounds, speakers, emotions; several turns;
-- mix.jsonl: both kinds of prompts together, sounds and emotions much oftener, a sound mostly as a stretch of 1.5 to 4 s.
+- mix.jsonl: both kinds of prompts together, sounds and emotions much oftener, a sound mostly as a stretch of 1.5 to 4 s; what
+  they are called counts more than the words of long answers.
 
 Every folder holds a manifest.jsonl. DATA_FOLDER has `librispeech_excerpt`, `esc10` and `emodb`; of each only the part for
 training is used. OUT_FOLDER must lie where all of them can be reached by relative paths.
@@ -30,6 +31,8 @@ HELD_OUT_SPEAKERS = ("09", "12")
 """Of EmoDB: a woman and a man, for measuring."""
 HELD_OUT_FOLD = 4
 """Of ESC-10."""
+NAME_WEIGHT = 6
+"""Of a name's few tokens in the loss, beside the many of a transcript."""
 TRANSCRIBE = "Transcribe the speech."
 OTHER_WORDINGS = [
     "What is said?", "What does the person say?", "What did the speaker say?", "Write down what you hear.",
@@ -123,14 +126,14 @@ def named(item: Item, prompt: str, sentence: str, rng: random.Random, *, cut: bo
     audio, row = item
     part = stretch(audio, row, rng) if cut else audio
     if rng.random() < 0.45:
-        return bare(part, prompt, row["gt"])
+        return bare(part, prompt, row["gt"], loss_weight=NAME_WEIGHT)
     free = rng.random() < 0.4
     wording = rng.choice(WHICH_SOUND if prompt == SOUND_PROMPT else FEELING) if free else prompt
     content = [
         {"type": "audio", **(part if isinstance(part, dict) else {"audio": part})},
         {"type": "text", "text": wording},
     ]
-    return chat((content, sentence if free else row["gt"]))
+    return chat((content, sentence if free else row["gt"]), loss_weight=NAME_WEIGHT)
 
 
 def of_sounds(sounds: list[Item], rng: random.Random, times: int) -> Iterable[Row]:

@@ -22,7 +22,7 @@ from qwen2_audio.longform.listening import TRANSCRIBE, TRANSLATE, Question
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.model.linear import pack_linears
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
-from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_turn, with_system
+from qwen2_audio.processing.chat_template import GENERATION_PROMPT, begin, check, render_turn, with_system
 from qwen2_audio.processing.conversation import (
     AudioPart,
     AudioSource,
@@ -244,9 +244,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything but the system message."""
-        self.conversation = Conversation().system(self._system) if self._system is not None else Conversation()
-        if self.conversation.messages:
-            check(self.conversation)
+        self.conversation = begin(self._system)
         self.cache = self._assistant.engine.model.new_cache(1, 512)
         self.open_stream: ReplyStream | None = None
         self._cached: list[int] = []

@@ -83,6 +83,8 @@ def _ask_and_end(process: subprocess.Popen[str]) -> None:
         (("--api-key", "short"), "a key has at least 8 printable ASCII characters"),
         (("--adapter", "x"), "an adapter is given as NAME=FOLDER, got 'x'"),
         (("--engine", "http://localhost:1/v1", "--adapter", "x=y"), "--adapter goes with a model of this machine"),
+        (("--engine", "http://localhost:1/v1", "--quantize", "int8"), "--quantize goes with a model of this machine"),
+        (("--engine", "http://localhost:1/v1", "--model", "other"), "--model goes with a model of this machine"),
         (("--engine", "localhost"), "localhost"),
         (("--host", "203.0.113.7"), "cannot listen at 203.0.113.7"),
         (("--port", "0", "--model", "./no-such-folder"), "no-such-folder"),

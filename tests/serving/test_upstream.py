@@ -142,7 +142,7 @@ def test_circles_are_cut_here(one: ScriptedServer) -> None:
 
 
 def test_the_idler_engine_is_asked(one: ScriptedServer, two: ScriptedServer) -> None:
-    one.usual = two.usual = Say(pause=0.05)
+    one.usual = two.usual = Say(pause=1)  # nobody is done before the last has asked
 
     async def act(backend: UpstreamBackend) -> int:
         answers = [asyncio.create_task(answer(backend, job())) for _ in range(10)]

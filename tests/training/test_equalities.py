@@ -102,6 +102,19 @@ def test_packed_is_alone(plan: TrainConfig, processor: Processor) -> None:
     close(gradients[0], gradients[1], 1e-4)
 
 
+def test_a_row_of_weight_three_is_three_rows(plan: TrainConfig, processor: Processor) -> None:
+    one, two = (Rows(plan.data, processor, build_example)[i] for i in range(2))
+    weighted, repeated = everything_learns(), everything_learns()
+    losses = []
+    for model, rows in ((weighted, [one, replace(two, weight=3.0)]), (repeated, [one, two, two, two])):
+        batch = pack(rows)
+        losses.append(next_token_loss(model, batch, hear(model, batch)) / batch.weights.sum())
+        losses[-1].backward()
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    gradients = [{n: p.grad for n, p in m.named_parameters() if p.requires_grad} for m in (weighted, repeated)]
+    close(gradients[0], gradients[1], 1e-5)
+
+
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
 @pytest.mark.filterwarnings("ignore")  # peft's own
 def test_learning_with_a_correction_is_learning_with_that_of_peft(

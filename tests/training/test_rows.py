@@ -80,9 +80,12 @@ def test_recordings_alone_text_alone_and_bytes() -> None:
 
 def test_what_is_learnt() -> None:
     messages = [{"role": "user", "content": "1"}, {**ANSWER, "loss": False}, {"role": "user", "content": "2"}, ANSWER]
-    parsed = parse_row({"messages": messages, "complete": False, "spoken": "hello"}, FOLDER)
+    parsed = parse_row({"messages": messages, "complete": False, "spoken": "hello", "loss_weight": 2}, FOLDER)
     assert isinstance(parsed, ChatRow)
     assert (parsed.learnt, parsed.complete, parsed.spoken) == ((False, False, False, True), False, "hello")
+    assert parsed.weight == 2
+    bare = parse_row({"audio": "a.wav", "prompt": "Say:", "gt": "Hello.", "loss_weight": 0.5}, FOLDER)
+    assert isinstance(bare, BareRow) and bare.weight == 0.5
 
 
 def test_bare_rows() -> None:
@@ -131,6 +134,8 @@ def test_preferences(row: dict[str, Any]) -> None:
         ({"messages": [{"role": "user", "content": "x", "contnt": ""}]}, "did you mean 'content'"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "cannot read the content part"),
         ({"messages": [{"role": "user", "content": "x", "loss": True}]}, "only on messages of the assistant"),
+        ({"audio": "a.wav", "prompt": "Say:", "gt": "x", "loss_weight": 0}, '"loss_weight" must be a number above 0'),
+        ({"query": "x", "chosen": "a", "rejected": "b", "loss_weight": 2}, "not for preferences"),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": "x"}]}]},
             "must be .*base64",

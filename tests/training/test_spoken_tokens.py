@@ -19,7 +19,7 @@ def batch(*spoken: list[int], tokens: int = 6) -> Pack:
     """Clips of `tokens` audio tokens each, in which these tokens are said."""
     clip = Clip(torch.zeros(80, 4 * tokens), 4 * tokens)
     clips = [clip] * len(spoken)
-    return Pack(EMPTY, [], clips, list(range(len(clips))), list(spoken), EMPTY, EMPTY)
+    return Pack(EMPTY, [], clips, list(range(len(clips))), list(spoken), EMPTY, EMPTY, torch.zeros(0))
 
 
 def said(tokens: list[int]) -> Tensor:

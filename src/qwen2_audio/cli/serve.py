@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from qwen2_audio.errors import UsageError
 
 if TYPE_CHECKING:
     from qwen2_audio.serving.backend import Backend
+    from qwen2_audio.serving.local import LocalConfig
     from qwen2_audio.serving.settings import Settings
     from qwen2_audio.serving.ui.texts import Language
 
@@ -71,6 +73,7 @@ def serve(
     adapter: _Adapters = None,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
+    quantize: opt.Quantize = "none",
     offline: opt.Offline = False,
     engine: Engine = None,
     engine_key_env: EngineKeyEnv = None,
@@ -94,14 +97,11 @@ def serve(
     if api_key:
         given["api_keys"] = ",".join(api_key)
     settings = Settings.read(given)
-    if engine and adapter:
-        raise UsageError("--adapter goes with a model of this machine; adapters of an engine elsewhere are given to it")
-    backend = (
-        engines(engine, engine_key_env)
-        if engine
-        else local(model, name, adapter or [], device, dtype, offline, settings)
-    )
-    run(backend, settings, ui=ui)
+    from qwen2_audio.serving.local import LocalConfig, parse_adapter
+
+    adapters = tuple(parse_adapter(text) for text in adapter or ())
+    own = LocalConfig(model, name, adapters, device, dtype, quantize, offline, max_queue=settings.max_queue)
+    run(backend_of(own, engine, engine_key_env), settings, ui=ui)
 
 
 def check_installed(*, page: bool = False) -> None:
@@ -125,30 +125,26 @@ def name_and_value(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def engines(urls: list[str], key_variable: str | None) -> Backend:
-    """Servers elsewhere."""
+def backend_of(own: LocalConfig, engines: list[str] | None, key_variable: str | None) -> Backend:
+    """Servers elsewhere where some are given, else this machine's own model.
+
+    Raises:
+        UsageError: an option of the own model is given with servers elsewhere, which would not follow it.
+    """
+    from qwen2_audio.serving.local import LocalBackend, LocalConfig
     from qwen2_audio.serving.upstream import UpstreamBackend
 
-    return UpstreamBackend(urls, key_variable=key_variable)
-
-
-def local(
-    model: str, name: str | None, adapters: list[str], device: str, dtype: str, offline: bool, settings: Settings
-) -> Backend:
-    """This machine's own model."""
-    from qwen2_audio.serving.local import LocalBackend, LocalConfig, parse_adapter
-
-    return LocalBackend(
-        LocalConfig(
-            model=model,
-            name=name,
-            adapters=tuple(parse_adapter(text) for text in adapters),
-            device=device,
-            dtype=dtype,
-            offline=offline,
-            max_queue=settings.max_queue,
-        )
-    )
+    if not engines:
+        return LocalBackend(own)
+    usual = LocalConfig(model=os.environ.get("QWEN2_AUDIO_MODEL", opt.DEFAULT_MODEL))
+    options = {"adapters": "adapter"}
+    for name in ("model", "name", "adapters", "device", "dtype", "quantize", "offline"):
+        if getattr(own, name) != getattr(usual, name):
+            option = options.get(name, name)
+            raise UsageError(
+                f"--{option} goes with a model of this machine, not with --engine; leave it out, or give it to the engine"
+            )
+    return UpstreamBackend(engines, key_variable=key_variable)
 
 
 def run(backend: Backend, settings: Settings, *, ui: bool, inbrowser: bool = False, language: Language = "en") -> None:

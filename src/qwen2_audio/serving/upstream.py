@@ -113,7 +113,7 @@ class UpstreamBackend:
         }  # fmt: skip
 
     async def start(self) -> None:
-        """Find the servers.
+        """Look at every server once, and go on looking until one answers.
 
         Raises:
             EngineLostError: none of them answered in time; the message says why not.
@@ -278,6 +278,8 @@ class UpstreamBackend:
             relist = rounds % _RELISTED_EVERY == 0
             await asyncio.gather(*(self._check(engine, relist=relist) for engine in self._pool.engines))
             rounds += 1
+            if any(engine.reachable for engine in self._pool.engines):
+                self._answered.set()
             self._look.clear()
             waiting = self._health_interval if self._answered.is_set() else min(1.0, self._health_interval)
             with suppress(TimeoutError):
@@ -292,8 +294,6 @@ class UpstreamBackend:
         elif not trouble and not engine.reachable:
             _LOG.info("%s serves %s", engine.address.base, ", ".join(model.name for model in engine.models))
         engine.reachable = not trouble
-        if engine.reachable:
-            self._answered.set()
 
     async def _trouble(self, engine: Engine, *, relist: bool = True) -> str:
         """Why a server cannot be asked, "" where it can; its models are listed again if need be."""

@@ -27,6 +27,7 @@ class Pack:
         spoken: for each recording the tokens said in it, [] where they are not known.
         predict_at: int64 [targets], positions whose logits are wanted.
         targets: int64 [targets], the tokens that follow them.
+        weights: float32 [targets], how much each counts in the loss.
         rows: of pairs: the number of each row in the data.
         pieces: parts in which the head is run, 0 for as many as the targets need; processes that share it must agree.
     """
@@ -38,6 +39,7 @@ class Pack:
     spoken: list[list[int]]
     predict_at: Tensor
     targets: Tensor
+    weights: Tensor
     rows: list[int] = field(default_factory=list)
     pieces: int = 0
 
@@ -55,15 +57,19 @@ class Pack:
 def pack(examples: Sequence[Example]) -> Pack:
     """Lay examples end to end. The first token of an example is never a target."""
     ids = [token for example in examples for token in example.ids]
-    at, start = [], 0
+    at: list[int] = []
+    weights: list[float] = []
+    start = 0
     for example in examples:
-        at += [start + i - 1 for i, learnt in enumerate(example.learnt) if learnt and i > 0]
+        own = [start + i - 1 for i, learnt in enumerate(example.learnt) if learnt and i > 0]
+        at += own
+        weights += [example.weight] * len(own)
         start += len(example.ids)
     tokens, predict_at = torch.tensor(ids), torch.tensor(at, dtype=torch.int64)
     clips = [clip for example in examples for clip in example.clips]
     spoken = [example.spoken for example in examples for _ in example.clips]
     lengths, hears = [len(e.ids) for e in examples], list(range(len(clips)))
-    return Pack(tokens, lengths, clips, hears, spoken, predict_at, tokens[predict_at + 1])
+    return Pack(tokens, lengths, clips, hears, spoken, predict_at, tokens[predict_at + 1], torch.tensor(weights))
 
 
 def pack_pairs(pairs: Sequence[tuple[int, Example, Example]]) -> Pack:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -36,6 +36,7 @@ class Example:
         clips: the recordings, in order.
         said: what is said in the only recording, as it is heard: in lower case, without the mark at its end; "" where that is
             not known.
+        weight: of each learnt token in the loss.
         spoken: its tokens, which a stage that learns from them fills in.
     """
 
@@ -43,6 +44,7 @@ class Example:
     learnt: list[bool]
     clips: list[Clip]
     said: str = ""
+    weight: float = 1.0
     spoken: list[int] = field(default_factory=list)
 
 
@@ -143,7 +145,8 @@ def build_example(
         pieces = [(render_base(len(parsed.audios), parsed.prompt), False), (parsed.target + END_OF_TEXT, True)]
         audios = list(parsed.audios)
     clips = _hear(audios, processor, change)
-    return _assemble(pieces, clips, processor, _as_heard(parsed.spoken) if len(clips) == 1 else "")
+    said = _as_heard(parsed.spoken) if len(clips) == 1 else ""
+    return replace(_assemble(pieces, clips, processor), said=said, weight=parsed.weight)
 
 
 def build_pair(
@@ -163,7 +166,7 @@ def build_pair(
         conversation = parsed.conversation.assistant(answer)
         check(conversation)
         learnt = [False] * len(parsed.conversation.messages) + [True]
-        examples.append(_assemble(_chat_pieces(conversation, learnt, complete=True), clips, processor, ""))
+        examples.append(_assemble(_chat_pieces(conversation, learnt, complete=True), clips, processor))
     return examples[0], examples[1]
 
 
@@ -178,7 +181,7 @@ def _hear(audios: Sequence[AudioPart], processor: Processor, change: np.random.G
     return [augment_mel(processor.clip(augment(wave, change)), change) for wave in waves]
 
 
-def _assemble(pieces: Sequence[tuple[str, bool]], clips: list[Clip], processor: Processor, said: str) -> Example:
+def _assemble(pieces: Sequence[tuple[str, bool]], clips: list[Clip], processor: Processor) -> Example:
     ids: list[int] = []
     learnt: list[bool] = []
     waiting = iter(clips)
@@ -192,7 +195,7 @@ def _assemble(pieces: Sequence[tuple[str, bool]], clips: list[Clip], processor: 
         raise UsageError(
             f"the row has {len(ids)} tokens, the model's context holds {processor.context_length}; split it"
         )
-    return Example(ids, learnt, clips, said)
+    return Example(ids, learnt, clips)
 
 
 def _check_language_tag(target: str, processor: Processor) -> None:

@@ -43,8 +43,9 @@ def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tenso
 
 
 def next_token_loss(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
-    """Sum of the cross-entropies of all targets of a pack, in nats."""
-    return target_losses(model, batch, audio).sum()
+    """Sum of the cross-entropies of all targets of a pack, in nats, each times its weight."""
+    losses = target_losses(model, batch, audio)
+    return (losses * batch.weights.to(losses.device)).sum()
 
 
 def hear(model: Qwen2Audio, batch: Pack, cache: FeatureCache | None = None) -> Tensor | None:

@@ -11,7 +11,8 @@
 
 A recording is a path (relative ones start at the file's folder), a URL, or `{"path": ..., "start": 1.5, "end": 4.0}` in
 seconds. `"loss": false` on a message leaves that answer out of the loss, `"complete": false` says that the last answer was
-cut off, `"spoken"` what is said in the only recording. Other keys are the row's own business.
+cut off, `"spoken"` what is said in the only recording, `"loss_weight"` how much each of the row's targets counts beside those
+of others (1). Other keys are the row's own business.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,12 +43,14 @@ class ChatRow:
         learnt: one for each message; true for answers only.
         complete: whether the last answer ends where it ends.
         spoken: what is said in the only recording, "" where that is not known.
+        weight: of each of its targets in the loss.
     """
 
     conversation: Conversation
     learnt: tuple[bool, ...]
     complete: bool = True
     spoken: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class BareRow:
     prompt: str
     target: str
     spoken: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +94,14 @@ def parse_row(row: Any, folder: Path) -> Row:
         if "rejected" in row or "rejected_response" in row:
             return _preference(row, conversation)
         loss = tuple(_learnt(message) for message in messages)
-        return ChatRow(conversation, loss, bool(row.get("complete", True)), _text(row, "spoken", ""))
+        complete, spoken = bool(row.get("complete", True)), _text(row, "spoken", "")
+        return ChatRow(conversation, loss, complete, spoken, _weight(row))
     if {"audio", "prompt", "gt"} <= row.keys():
-        return BareRow(
-            (_audio(row["audio"], folder),), _text(row, "prompt"), _text(row, "gt"), _text(row, "spoken", "")
-        )
-    for audio, text in (("audio", "text"), ("wav", "txt")):
-        if {audio, text} <= row.keys():
-            return _task(row, _audio(row[audio], folder), _text(row, text))
+        audio, spoken = _audio(row["audio"], folder), _text(row, "spoken", "")
+        return BareRow((audio,), _text(row, "prompt"), _text(row, "gt"), spoken, _weight(row))
+    for heard, text in (("audio", "text"), ("wav", "txt")):
+        if {heard, text} <= row.keys():
+            return _task(row, _audio(row[heard], folder), _text(row, text))
     raise UsageError(
         'a row needs "messages" (or "conversations", or "query" and "response"), or "audio" with "prompt" and "gt", '
         f'or "audio" with "text"; got the keys {", ".join(map(repr, row)) or "of an empty object"}'
@@ -240,6 +245,8 @@ def _learnt(message: Mapping[str, Any]) -> bool:
 
 
 def _preference(row: Mapping[str, Any], conversation: Conversation) -> PreferenceRow:
+    if "loss_weight" in row:
+        raise UsageError('"loss_weight" is for answers that are learnt, not for preferences; leave it out')
     rejected = _answer(row["rejected"] if "rejected" in row else row["rejected_response"])
     messages = conversation.messages
     if "chosen" in row:
@@ -284,7 +291,7 @@ def _task(row: Mapping[str, Any], audio: AudioPart, text: str) -> BareRow:
         tag = f"<|{_language(row, 'language' if 'language' in row else 'lang')}|>"
     names = {"target_language": tasks["languages"][_language(row, "target_language")]} if task == "translate" else {}
     spoken = text if task == "asr" else _text(row, "spoken", "")
-    return BareRow((audio,), tasks["prompts"][task].format(**names), tag + text, spoken)
+    return BareRow((audio,), tasks["prompts"][task].format(**names), tag + text, spoken, _weight(row))
 
 
 def _language(row: Mapping[str, Any], key: str) -> str:
@@ -292,6 +299,13 @@ def _language(row: Mapping[str, Any], key: str) -> str:
     if value not in _tasks()["languages"]:
         raise UsageError(f'"{key}" must be one of {", ".join(_tasks()["languages"])}, got {value!r}')
     return str(value)
+
+
+def _weight(row: Mapping[str, Any]) -> float:
+    value = row.get("loss_weight", 1)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f'"loss_weight" must be a number above 0, got {value!r:.80}')
+    return float(value)
 
 
 def _text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:

@@ -25,7 +25,7 @@ from qwen2_audio.training.lora import is_lora, without_lora
 from qwen2_audio.training.losses import SpokenTokenLoss, answer_log_probs, hear, next_token_loss, preference_loss
 from qwen2_audio.training.reference import LogProbs, kept_log_probs
 
-Shown: TypeAlias = dict[str, tuple[float, int]]
+Shown: TypeAlias = dict[str, tuple[float, float]]
 """For the log: each value as (sum, how many it is the sum of)."""
 
 
@@ -43,7 +43,7 @@ class Stage(Protocol):
     def pack(self, items: Sequence[Any]) -> Pack:
         """Items to one batch."""
 
-    def count(self, batch: Pack) -> int:
+    def count(self, batch: Pack) -> float:
         """Of what the loss of a batch is a sum; a step divides once, by those of all its packs on all processes."""
 
     def sums(self, model: Qwen2Audio, batch: Pack) -> tuple[Tensor, Shown]:
@@ -77,8 +77,8 @@ class NextToken:
     def pack(self, items: Sequence[Example]) -> Pack:
         return pack(items)
 
-    def count(self, batch: Pack) -> int:
-        return len(batch.targets) if self._next_weight else sum(map(len, batch.spoken))
+    def count(self, batch: Pack) -> float:
+        return float(batch.weights.sum()) if self._next_weight else sum(map(len, batch.spoken))
 
     def sums(self, model: Qwen2Audio, batch: Pack) -> tuple[Tensor, Shown]:
         audio = hear(model, batch, self._cache)
@@ -86,7 +86,7 @@ class NextToken:
         shown: Shown = {}
         if self._next_weight:
             following = next_token_loss(model, batch, audio)
-            shown["loss"] = (float(following.detach()), len(batch.targets))
+            shown["loss"] = (float(following.detach()), self.count(batch))
             loss = loss + self._next_weight * following
         if self._spoken is not None:
             spoken = self._spoken(audio, batch) if audio is not None else loss.new_zeros(())
@@ -134,7 +134,7 @@ class Preference:
     def pack(self, items: Sequence[tuple[int, Example, Example]]) -> Pack:
         return pack_pairs(items)
 
-    def count(self, batch: Pack) -> int:
+    def count(self, batch: Pack) -> float:
         return len(batch.lengths) // 2
 
     def sums(self, model: Qwen2Audio, batch: Pack) -> tuple[Tensor, Shown]:
@@ -148,7 +148,7 @@ class Preference:
         losses = preference_loss(chosen, rejected, reference[0::2], reference[1::2], self._beta)
         margins = self._beta * ((chosen - reference[0::2]) - (rejected - reference[1::2])).detach()
         pairs = len(losses)
-        shown = {
+        shown: Shown = {
             "loss": (float(losses.detach().sum()), pairs),
             "margin": (float(margins.sum()), pairs),
             "accuracy": (float((margins > 0).sum()), pairs),

@@ -237,14 +237,14 @@ class Trainer:
         count, tokens, audio = self._all(torch.tensor(sizes, dtype=torch.float64)).tolist()
         shown: dict[str, list[float]] = {}
         for number, pack in enumerate(packs, 1):
-            objective, of_pack = self.learner(self.stage, self._agreed(pack), 1 / max(count, 1))
+            objective, of_pack = self.learner(self.stage, self._agreed(pack), 1 / count if count else 1.0)
             self.engine.backward(objective, last=number == len(packs))
             _add(shown, of_pack)
         sums = self._all(torch.tensor([value for pair in shown.values() for value in pair], dtype=torch.float64))
         norm = self.engine.step() if bool(sums.isfinite().all()) else float("nan")
         if norm != norm or norm == float("inf"):
             return None
-        means = {name: float(sums[2 * i] / max(float(sums[2 * i + 1]), 1)) for i, name in enumerate(shown)}
+        means = {name: float(sums[2 * i]) / (float(sums[2 * i + 1]) or 1.0) for i, name in enumerate(shown)}
         rounded = {name: round(mean, 6) for name, mean in means.items()}
         totals = {"targets": int(count), "tokens": int(tokens), "audio_seconds": round(audio, 2)}
         return {**rounded, "gradient_norm": round(norm, 5), **totals}

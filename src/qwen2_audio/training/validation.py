@@ -90,7 +90,7 @@ class Validation:
                     both[0] += weight * total
                     both[1] += weight * count
         totals = add_up(torch.tensor([value for both in sums.values() for value in both], dtype=torch.float64)).tolist()
-        return {f"eval_{name}": totals[2 * i] / max(totals[2 * i + 1], 1) for i, name in enumerate(sums)}
+        return {f"eval_{name}": totals[2 * i] / (totals[2 * i + 1] or 1.0) for i, name in enumerate(sums)}
 
     def answers(self, model: Qwen2Audio) -> dict[str, float]:
         """The metric of the answers that the model gives, greedily; {} where only the loss is wanted."""

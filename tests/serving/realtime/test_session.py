@@ -1,149 +1,25 @@
-"""What happens on a connection, event by event: no sockets, no model, no clock."""
+"""Turns on a connection, event by event: no sockets, no model, no clock."""
 
 from __future__ import annotations
 
-import base64
-import json
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from qwen2_audio.errors import ContextLengthError
-from qwen2_audio.generation.options import GenerationOptions
-from qwen2_audio.processing.conversation import AudioPart
-from qwen2_audio.processing.vad import CHUNK
-from qwen2_audio.serving.backend import Delta, EngineLostError, ModelCard
-from qwen2_audio.serving.realtime.config import Bounds, TurnDetection
-from qwen2_audio.serving.realtime.listening import Edge, Heard, TurnDetector
-from qwen2_audio.serving.realtime.outputs import Generate, Output, Send, Stop
-from qwen2_audio.serving.realtime.session import _EVENTS, RealtimeSession
-from tests.serving.fake_backend import seconds_of
+from qwen2_audio.serving.backend import Delta
+from qwen2_audio.serving.realtime.config import Bounds
+from tests.serving.realtime.driving import (
+    ANSWERED,
+    BEGUN,
+    ITEM,
+    Client,
+    b64,
+    by_hand,
+    kinds,
+    say,
+)
 from tests.tiny import sound
-
-CARD = ModelCard("mini", 2048, 12.0, GenerationOptions(max_new_tokens=64))
-MS = 16
-
-
-class Loudness:
-    """Takes whatever is loud for speech."""
-
-    def __init__(self) -> None:
-        self._rest = np.zeros(0, np.float32)
-
-    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        wave = np.concatenate([self._rest, samples])
-        count = len(wave) // CHUNK
-        self._rest = wave[count * CHUNK :]
-        return (np.abs(wave[: count * CHUNK]).reshape(count, CHUNK).max(axis=1) > 0.05).astype(np.float32)
-
-    def reset(self) -> None:
-        self._rest = np.zeros(0, np.float32)
-
-
-class Client:
-    """A session, driven as the route drives it; what came out is kept."""
-
-    def __init__(self, bounds: Bounds | None = None, card: ModelCard = CARD, **session: Any) -> None:
-        self._count = 0
-        self.session = RealtimeSession(card, bounds or Bounds(), Loudness, self._name)
-        self.asked: dict[str, Generate] = {}
-        self.stopped: list[str] = []
-        self.events: list[dict[str, Any]] = []
-        self.take(self.session.opened())
-        self.update(**{"audio": {"input": {"format": {"rate": 16_000}}}, **session})
-        self.events.clear()
-
-    def _name(self, kind: str) -> str:
-        self._count += 1
-        return f"{kind}_{self._count}"
-
-    def take(self, outputs: list[Output]) -> list[dict[str, Any]]:
-        new = []
-        for output in outputs:
-            if isinstance(output, Send):
-                assert isinstance(output.event["event_id"], str)
-                json.dumps(output.event)
-                new.append(output.event)
-            elif isinstance(output, Generate):
-                self.asked[output.key] = output
-            else:
-                assert isinstance(output, Stop)
-                self.stopped.append(output.key)
-        self.events += new
-        return new
-
-    def send(self, type: str, **fields: Any) -> list[dict[str, Any]]:
-        return self.take(self.session.receive({"type": type, **fields}))
-
-    def update(self, **session: Any) -> list[dict[str, Any]]:
-        return self.send("session.update", session={"type": "realtime", **session})
-
-    def hear(self, seconds: float, *, loud: bool = True, step: int = 1600) -> list[dict[str, Any]]:
-        samples = sound(seconds) if loud else np.zeros(int(seconds * 16_000), np.float32)
-        pcm = np.rint(samples * 20_000).astype("<i2")
-        found = []
-        for at in range(0, len(pcm), step):
-            found += self.send("input_audio_buffer.append", audio=b64(pcm[at : at + step]))
-        return found
-
-    def answer(self, *texts: str, key: str | None = None, finish: str = "stop") -> list[dict[str, Any]]:
-        """Let the newest answer come."""
-        key = key or list(self.asked)[-1]
-        found = []
-        for text in texts:
-            found += self.take(self.session.pushed(key, Delta(text, 1, 40)))
-        return found + self.take(self.session.pushed(key, Delta("", 1, 40, finish, cached_tokens=8)))  # type: ignore[arg-type]
-
-    @property
-    def conversation(self) -> list[tuple[str, list[str | float]]]:
-        """What was asked last."""
-        return [
-            (message.role, [seconds_of(part) if isinstance(part, AudioPart) else part.text for part in message.parts])
-            for message in list(self.asked.values())[-1].job.prompt.messages  # type: ignore[union-attr]
-        ]
-
-
-def b64(pcm: NDArray[Any]) -> str:
-    return base64.b64encode(pcm.tobytes()).decode()
-
-
-def kinds(events: list[dict[str, Any]]) -> list[str]:
-    return [event["type"] for event in events]
-
-
-def say(text: str) -> dict[str, Any]:
-    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
-
-
-def create(item: Any) -> dict[str, Any]:
-    return {"type": "conversation.item.create", "item": item}
-
-
-def respond(response: Any) -> dict[str, Any]:
-    return {"type": "response.create", "response": response}
-
-
-def update(**session: Any) -> dict[str, Any]:
-    return {"type": "session.update", "session": session}
-
-
-def hearing(**sound: Any) -> dict[str, Any]:
-    return update(audio={"input": sound})
-
-
-ANSWERED = [
-    "response.output_text.done",
-    "response.content_part.done",
-    "response.output_item.done",
-    "conversation.item.done",
-    "response.done",
-]
-BEGUN = ["response.created", "response.output_item.added", "conversation.item.added", "response.content_part.added"]
-ITEM = ["conversation.item.added", "conversation.item.done"]
 
 
 class TestTurns:
@@ -262,12 +138,8 @@ class TestTurns:
 
 
 class TestByHand:
-    @staticmethod
-    def client(**more: Any) -> Client:
-        return Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": None}}, **more)
-
     def test_commit_then_ask(self) -> None:
-        client = self.client()
+        client = by_hand()
         assert client.hear(1.0) == []
         events = client.send("input_audio_buffer.commit")
         assert kinds(events) == ["input_audio_buffer.committed", *ITEM]
@@ -275,7 +147,7 @@ class TestByHand:
         assert client.conversation == [("user", [1.0])]
 
     def test_clear(self) -> None:
-        client = self.client()
+        client = by_hand()
         client.hear(1.0)
         assert kinds(client.send("input_audio_buffer.clear")) == ["input_audio_buffer.cleared"]
         assert client.send("input_audio_buffer.commit")[0]["error"]["code"] == "input_audio_buffer_commit_empty"
@@ -305,7 +177,7 @@ class TestByHand:
         assert np.abs(samples[200:15_800] - expected[200:15_800]).max() < 0.01
 
     def test_items_in_any_order(self) -> None:
-        client = self.client()
+        client = by_hand()
         pcm = b64(np.rint(sound(0.5) * 20_000).astype("<i2"))
         heard = {
             "type": "message",
@@ -325,7 +197,7 @@ class TestByHand:
         assert [part["type"] for part in got] == ["input_audio", "input_text"]
 
     def test_deleting_and_cutting(self) -> None:
-        client = self.client()
+        client = by_hand()
         client.send("conversation.item.create", item={**say("one"), "id": "one"})
         client.send("response.create")
         running = client.events[-1]["item_id"]
@@ -341,7 +213,7 @@ class TestByHand:
         assert client.conversation == [("assistant", ["A long"]), ("user", ["two"])]
 
     def test_cancelling(self) -> None:
-        client = self.client()
+        client = by_hand()
         assert client.send("response.cancel")[0]["error"]["code"] == "response_cancel_not_active"
         client.send("conversation.item.create", item=say("one"))
         client.send("response.create")
@@ -355,7 +227,7 @@ class TestByHand:
         assert client.conversation == [("user", ["one"])]  # an answer of nothing is not said again
 
     def test_an_answer_of_its_own(self) -> None:
-        client = self.client(instructions="Be brief.")
+        client = by_hand(instructions="Be brief.")
         client.send("conversation.item.create", item={**say("one"), "id": "one"})
         events = client.send(
             "response.create",
@@ -373,248 +245,3 @@ class TestByHand:
         assert done["status"] == "incomplete" and done["max_output_tokens"] == 5
         client.send("response.create")
         assert client.conversation == [("system", ["Be brief."]), ("user", ["one"])]
-
-
-class TestTrouble:
-    def test_a_failed_answer(self) -> None:
-        client = TestByHand.client()
-        client.send("conversation.item.create", item=say("one"))
-        client.send("response.create")
-        key = list(client.asked)[-1]
-        events = client.take(client.session.failed(key, EngineLostError("lost")))
-        assert kinds(events) == ANSWERED
-        status = events[-1]["response"]["status_details"]
-        assert status == {"type": "failed", "error": {"type": "server_error", "code": "engine_lost", "message": "lost"}}
-        assert client.session.failed(key, EngineLostError("again")) == [] and not client.session.busy
-        assert "secret" not in str(_fail(client, ValueError("secret")))
-
-    def test_a_full_context_forgets_the_oldest_turns(self) -> None:
-        client = TestByHand.client()
-        for name in ("one", "two"):
-            client.send("conversation.item.create", item={**say(name), "id": name})
-            client.send("response.create")
-            client.answer(f"to {name}")
-        client.send("conversation.item.create", item={**say("three"), "id": "three"})
-        client.send("response.create")
-        key = list(client.asked)[-1]
-        events = client.take(client.session.failed(key, ContextLengthError("too long")))
-        assert kinds(events) == ["conversation.item.deleted"] * 2
-        assert client.conversation == [("user", ["two"]), ("assistant", ["to two"]), ("user", ["three"])]
-        client.take(client.session.failed(key, ContextLengthError("too long")))
-        assert client.conversation == [("user", ["three"])]
-        events = client.take(client.session.failed(key, ContextLengthError("too long")))
-        assert events[-1]["response"]["status_details"]["error"]["code"] == "context_length_exceeded"
-
-    def test_or_fails_where_nothing_may_be_forgotten(self) -> None:
-        client = TestByHand.client(truncation="disabled")
-        client.send("conversation.item.create", item=say("one"))
-        client.send("conversation.item.create", item=say("two"))
-        client.send("response.create")
-        assert _fail(client, ContextLengthError("too long"))[-1]["type"] == "response.done"
-
-    def test_bounds_of_what_is_remembered(self) -> None:
-        client = Client(
-            Bounds(items=4, seconds=2.5), audio={"input": {"format": {"rate": 16_000}, "turn_detection": None}}
-        )
-        for _ in range(4):
-            client.hear(1.0)
-            client.send("input_audio_buffer.commit")
-        assert kinds(client.events).count("conversation.item.deleted") == 2
-        for index in range(6):
-            client.send("conversation.item.create", item=say(str(index)))
-        client.send("response.create")
-        assert client.conversation == [("user", [str(index)]) for index in range(2, 6)]
-        wordy = Client(Bounds(text=10))
-        for text in ("12345", "1234", "123"):
-            wordy.send("conversation.item.create", item=say(text))
-        wordy.send("response.create")
-        assert wordy.conversation == [("user", ["1234"]), ("user", ["123"])]
-
-    @pytest.mark.parametrize(
-        ("event", "code", "param"),
-        [
-            (None, "invalid_type", None),
-            ([], "invalid_type", None),
-            ({}, "invalid_value", "type"),
-            ({"type": 3}, "invalid_value", "type"),
-            ({"type": "response.creat"}, "unknown_event", "type"),
-            ({"type": "response.create", "respons": {}}, "unknown_field", "respons"),
-            ({"type": "response.create"}, "conversation_empty", None),
-            (respond({"input": []}), "invalid_value", "response.input"),
-            (respond({"input": [3]}), "invalid_type", "response.input[0]"),
-            (respond({"tools": [{}]}), "unsupported", "response.tools"),
-            (respond({"output_modalities": ["audio"]}), "invalid_value", "response.output_modalities"),
-            (respond({"max_output_tokens": 0}), "invalid_value", "response.max_output_tokens"),
-            (respond({"metadata": {"a": 1}}), "invalid_value", "response.metadata"),
-            (respond({"input": [{"type": "item_reference", "id": "x"}]}), "item_not_found", "response.input[0].id"),
-            ({"type": "input_audio_buffer.append"}, "invalid_value", "audio"),
-            ({"type": "input_audio_buffer.append", "audio": "?"}, "invalid_audio", "audio"),
-            ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "invalid_audio", "audio"),
-            ({"type": "input_audio_buffer.commit"}, "input_audio_buffer_commit_empty", None),
-            (create({"type": "function_call"}), "invalid_value", "item.type"),
-            (create({**say("x"), "role": "system"}), "unsupported", "item.role"),
-            (create({**say("x"), "content": []}), "invalid_value", "item.content"),
-            (create({**say("x"), "content": [{"type": "input_image"}]}), "invalid_value", "item.content[0].type"),
-            (create(say("<|im_end|>")), "invalid_messages", None),
-            ({**create(say("x")), "previous_item_id": "none"}, "item_not_found", "previous_item_id"),
-            ({"type": "conversation.item.delete", "item_id": "none"}, "item_not_found", "item_id"),
-            ({"type": "conversation.item.retrieve"}, "invalid_value", "item_id"),
-            ({"type": "session.update"}, "invalid_type", "session"),
-            ({"type": "session.update", "session": {"voice": "alloy"}}, "unknown_field", "session.voice"),
-            ({"type": "session.update", "session": {"type": "transcription"}}, "invalid_value", "session.type"),
-            ({"type": "session.update", "session": {"model": "other"}}, "invalid_value", "session.model"),
-            ({"type": "session.update", "session": {"tools": [{"type": "function"}]}}, "unsupported", "session.tools"),
-            ({"type": "session.update", "session": {"instructions": "<|im_start|>"}}, "invalid_messages", None),
-            ({"type": "session.update", "session": {"temperature": float("nan")}}, "invalid_value", "session.temperature"),
-            (update(audio={"output": {"voice": "alloy"}}), "unsupported", "session.audio.output"),
-            (hearing(format={"type": "audio/pcmu"}), "invalid_value", "session.audio.input.format.type"),
-            (hearing(format={"rate": 8000}), "invalid_value", "session.audio.input.format.rate"),
-            (hearing(turn_detection={"type": "semantic_vad"}), "invalid_value", "session.audio.input.turn_detection.type"),
-            (hearing(turn_detection={"type": "server_vad", "threshold": 2}), "invalid_value",
-             "session.audio.input.turn_detection.threshold"),
-            (hearing(noise_reduction={"type": "near_field"}), "unsupported", "session.audio.input.noise_reduction"),
-        ],
-    )  # fmt: skip
-    def test_what_makes_no_sense_is_told_and_changes_nothing(self, event: Any, code: str, param: str | None) -> None:
-        client = TestByHand.client()
-        before = client.update()[0]["session"]
-        events = client.take(client.session.receive({**event, "event_id": "e1"} if isinstance(event, dict) else event))
-        assert kinds(events) == ["error"]
-        error = events[0]["error"]
-        assert (error["code"], error["param"]) == (code, param) and error["message"]
-        assert error["event_id"] == ("e1" if isinstance(event, dict) else None)
-        assert client.update()[0]["session"] == before and not client.asked and not client.session.busy
-
-    @given(
-        st.lists(
-            st.fixed_dictionaries(
-                {"type": st.sampled_from([*_EVENTS, "x"])},
-                optional={
-                    "audio": st.sampled_from(["", "AAAA", "AAAAAAAA", 3]),
-                    "item_id": st.text(max_size=3),
-                    "item": st.sampled_from([say("a"), {}, None, 3, {**say("b"), "id": "b"}]),
-                    "session": st.sampled_from(
-                        [{}, None, {"audio": {"input": {"turn_detection": None}}}, {"audio": 3}]
-                    ),
-                    "response": st.sampled_from([{}, None, {"conversation": "none"}, {"input": [say("c")]}, []]),
-                },
-            ),
-            max_size=12,
-        ),
-        st.booleans(),
-    )
-    def test_no_order_of_events_breaks_it(self, events: list[dict[str, Any]], answer: bool) -> None:
-        client = Client()
-        for event in events:
-            client.take(client.session.receive(event))
-            if answer and client.asked:
-                client.answer("x")
-        created = kinds(client.events).count("response.created")
-        done = kinds(client.events).count("response.done")
-        assert created - done == (1 if client.session.busy else 0)
-
-
-def _fail(client: Client, error: Exception) -> list[dict[str, Any]]:
-    if not client.session.busy:
-        client.send("response.create")
-    return client.take(client.session.failed(list(client.asked)[-1], error))
-
-
-class TestTranscripts:
-    def test_what_the_user_says_is_written_down(self) -> None:
-        client = Client(
-            audio={"input": {"format": {"rate": 16_000}, "turn_detection": None, "transcription": {"model": "mini"}}}
-        )
-        client.hear(1.0)
-        item = client.send("input_audio_buffer.commit")[0]["item_id"]
-        (key,) = client.asked
-        assert client.conversation == [("user", [1.0, "Transcribe the speech."])]
-        client.send("response.create")
-        events = client.answer("the", " words", key=key)
-        names = [name.removeprefix("conversation.item.input_audio_transcription.") for name in kinds(events)]
-        assert names == ["delta", "delta", "completed"] and events[-1]["transcript"] == "the words"
-        assert events[-1]["item_id"] == item and events[-1]["usage"] == {"type": "duration", "seconds": 1.0}
-        client.answer("Hello")
-        got = client.send("conversation.item.retrieve", item_id=item)
-        assert got[0]["item"]["content"] == [{"type": "input_audio", "transcript": "the words"}]
-
-    def test_long_turns_are_heard_in_pieces(self) -> None:
-        client = Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": None, "transcription": {}}})
-        client.hear(15.0, step=16_000)
-        client.send("input_audio_buffer.commit")
-        (key,) = client.asked
-        assert kinds(client.answer("one", key=key))[-1].endswith("delta") and len(client.conversation) == 1
-        assert client.answer("two", key=key)[-1]["transcript"] == "one two"
-
-    def test_one_turn_at_a_time_and_not_too_many(self) -> None:
-        client = Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": None, "transcription": {}}})
-        for _ in range(20):
-            client.hear(0.1)
-            client.send("input_audio_buffer.commit")
-        failed = [event for event in client.events if event["type"].endswith("transcription.failed")]
-        assert len(client.asked) == 1 and len(failed) == 4 and failed[0]["error"]["code"] == "overloaded"
-        first = next(iter(client.asked))
-        client.answer("one")
-        assert len(client.asked) == 2
-        client.take(client.session.failed(list(client.asked)[1], EngineLostError("lost")))
-        assert len(client.asked) == 3 and client.session.pushed(first, Delta("late", 1, 40)) == []
-
-    def test_trouble_is_told(self) -> None:
-        client = Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": None, "transcription": {}}})
-        client.hear(1.0)
-        client.send("input_audio_buffer.commit")
-        events = client.take(client.session.failed(next(iter(client.asked)), EngineLostError("lost")))
-        assert kinds(events) == ["conversation.item.input_audio_transcription.failed"] and not client.session.busy
-
-
-class TestChoices:
-    def test_they_are_told_as_they_were_made(self) -> None:
-        client = Client()
-        given = {
-            "instructions": "Be brief.", "max_output_tokens": 9, "temperature": 0.5, "truncation": "disabled",
-            "audio": {"input": {"turn_detection": {"type": "server_vad", "threshold": 0.7, "prefix_padding_ms": 100,
-                                                   "silence_duration_ms": 900, "create_response": False,
-                                                   "interrupt_response": False}}},
-        }  # fmt: skip
-        told = client.update(**given)[0]["session"]
-        assert told["audio"]["input"]["turn_detection"] == given["audio"]["input"]["turn_detection"]
-        assert {name: told[name] for name in given if name != "audio"} == {
-            n: v for n, v in given.items() if n != "audio"
-        }
-        assert client.update(**{**told, "instructions": "Else."})[0]["type"] == "error"  # its id is no choice
-        told.pop("id")
-        assert client.update(**{**told, "instructions": "Else."})[0]["session"]["instructions"] == "Else."
-        again = client.update(audio={"input": {"turn_detection": None}}, max_output_tokens="inf")[0]["session"]
-        assert again["audio"]["input"]["turn_detection"] is None and again["max_output_tokens"] == "inf"
-        assert again["temperature"] == 0.5
-
-    def test_turning_detection_off_amid_a_turn_keeps_its_sound(self) -> None:
-        client = Client()
-        client.hear(1.0)
-        client.update(audio={"input": {"turn_detection": None}})
-        client.hear(0.5)
-        client.send("input_audio_buffer.commit")
-        client.send("response.create")
-        ((_, (seconds,)),) = client.conversation
-        assert seconds == pytest.approx(1.5, abs=0.15)
-
-
-def test_sound_is_held_between_two_positions() -> None:
-    heard = Heard(16_000)
-    whole = np.arange(10_000, dtype=np.int16)
-    for at in range(0, 10_000, 700):
-        heard.push(whole[at : at + 700])
-    assert (heard.take(100, 350) == whole[100:350]).all() and heard.start == 350
-    assert (heard.take(0, 1000) == whole[350:1000]).all()
-    heard.drop(5000)
-    assert heard.samples == 5000 and (heard.take(5000, 99_999) == whole[5000:]).all() and heard.samples == 0
-    assert heard.take(0, 99_999).size == 0
-
-
-def test_edges_lie_where_speech_does() -> None:
-    detector = TurnDetector(Loudness(), TurnDetection(prefix_padding_ms=0, silence_duration_ms=200), 1000)
-    wave = np.concatenate(
-        [np.zeros(CHUNK * 10, np.float32), np.ones(CHUNK * 20, np.float32), np.zeros(CHUNK * 20, np.float32)]
-    )
-    edges = detector.push(wave)
-    assert edges == [Edge(True, 1000 + 10 * CHUNK), Edge(False, 1000 + 30 * CHUNK + 200 * MS)]
