@@ -57,7 +57,7 @@ $(VENV)/torch.ready: $(VENV)/venv.ready
 	@touch $@
 
 $(VENV)/chat.ready: pyproject.toml $(VENV)/torch.ready
-	$(PIP) --editable '.[mini]'
+	$(PIP) --editable '.[mini,fast]'
 	@touch $@
 
 $(VENV)/dev.ready: pyproject.toml $(VENV)/torch.ready
@@ -65,7 +65,7 @@ $(VENV)/dev.ready: pyproject.toml $(VENV)/torch.ready
 	@touch $@
 
 $(VENV)/speech.ready: pyproject.toml $(VENV)/torch.ready
-	$(PIP) --editable '.[mini,train,eval,speech]'
+	$(PIP) --editable '.[mini,fast,train,eval,speech]'
 	@touch $@
 
 # --- training mini anew; the voices also want the programs flite and espeak-ng

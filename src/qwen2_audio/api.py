@@ -18,6 +18,7 @@ from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
 from qwen2_audio.generation.reply import Reply, answer_all
 from qwen2_audio.generation.sequence import FinishReason
+from qwen2_audio.kernels.steps import attach_steps
 from qwen2_audio.longform.listening import TRANSCRIBE, TRANSLATE, Question
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.model.linear import pack_linears
@@ -354,6 +355,7 @@ def load_network(folder: Path, runtime: Runtime, adapter: str | Path | None = No
     if runtime.int8 and not at_once:
         put_into_int8(network)
     pack_linears(network)
+    attach_steps(network.language_model)
     return network
 
 

@@ -24,6 +24,7 @@ from qwen2_audio.model.linear import Linear, Together, groups
 _ROWS_AT_ONCE = 32
 _ROWS_PACKED = 12288  # packing more than so many together takes longer than in parts
 _LARGEST_BLOCK = 128  # larger ones take longer and gain little; smaller ones spread less (docs/performance.md)
+_MOST_KEPT = 2 << 30  # weights, a byte each
 _LEAST = 1e-30  # scale of a row of zeros
 _EXACT = "multi_modal_projector"  # small, all that was heard passes through it, and it carries the model's dtype
 
@@ -69,16 +70,23 @@ def _stacked(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 
 class Int8Weight:
-    """The weights of layers with a common input, stacked and laid out as the kernel reads them."""
+    """The weights of layers with a common input, stacked and laid out as the kernel reads them.
 
-    def __init__(self, parts: Sequence[Int8Rows], biases: Sequence[Tensor | None]) -> None:
+    Attributes:
+        parts, biases: what it was made of, where that is kept; else ().
+        block: size of the blocks that are spread.
+    """
+
+    def __init__(self, parts: Sequence[Int8Rows], biases: Sequence[Tensor | None], *, keep: bool = False) -> None:
         rows, scales = _stacked([part.rows for part in parts]), _stacked([part.scales for part in parts])
         self.sizes = [len(part.scales) for part in parts]
         self._matrix = spreader(rows.shape[1])
+        self.block = len(self._matrix)
         stacked = [
             rows.new_zeros(size, dtype=torch.float32) if bias is None else bias.detach().float()
             for size, bias in zip(self.sizes, biases, strict=True)
         ]
+        self.parts, self.biases = (tuple(parts), tuple(stacked)) if keep else ((), ())
         self._bias = None if all(bias is None for bias in biases) else torch.cat(stacked)
         parts_of = -(-len(scales) // _ROWS_PACKED)
         self._packed = [_packed(r, s) for r, s in zip(rows.chunk(parts_of), scales.chunk(parts_of), strict=True)]
@@ -135,12 +143,14 @@ class FileEmbedding(nn.Embedding):
 
 
 def put_into_int8(model: nn.Module, ready: dict[str, Int8Rows] | None = None) -> None:
-    """Replace every `Linear` of audio encoder and language model, and forget its weight.
+    """Replace every `Linear` of audio encoder and language model, and forget its weight. Of small models the rounded weights
+    are also kept as they are, for kernels that read them so.
 
     Args:
         ready: weights that were rounded before, by their names in `model`, emptied on the way; all others are rounded now.
     """
     known = {} if ready is None else ready
+    keep = sum(module.weight.numel() for module in model.modules() if isinstance(module, Linear)) < _MOST_KEPT
 
     def pack(path: str, parent: nn.Module, group: dict[str, Linear]) -> None:
         parts = []
@@ -148,7 +158,7 @@ def put_into_int8(model: nn.Module, ready: dict[str, Int8Rows] | None = None) ->
             rounded = known.pop(f"{path}.{name}.weight".lstrip("."), None)
             parts.append(to_int8(layer.weight) if rounded is None else rounded)
         first, *others = (Int8Linear() for _ in group)
-        first.weight = Int8Weight(parts, [layer.bias for layer in group.values()])
+        first.weight = Int8Weight(parts, [layer.bias for layer in group.values()], keep=keep)
         for name, small in zip(group, (first, *others), strict=True):
             setattr(parent, name, small)
 

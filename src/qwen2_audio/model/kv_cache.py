@@ -20,6 +20,7 @@ class Cache(Protocol):
     @property
     def lengths(self) -> Sequence[int]: ...
     def reserve(self, new: Sequence[int]) -> None: ...
+    def rows_of_layer(self, layer: int) -> list[tuple[Tensor, Tensor]]: ...
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, new: Sequence[int]) -> Tensor: ...
     def advance(self, new: Sequence[int]) -> None: ...
 
@@ -51,6 +52,10 @@ class KVCache:
         need = max(length + count for length, count in zip(self.lengths, new, strict=True))
         if need > self.capacity:
             self._resize(self.rows, max(need, self.capacity + max(_GROWTH, self.capacity // 2)))
+
+    def rows_of_layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [rows, kv_heads, capacity, head_dim] of all rows, in order, in as many parts as they lie in."""
+        return [(self._keys[layer], self._values[layer])]
 
     def resize(self, rows: int) -> None:
         """Add empty rows, or drop the last ones."""
@@ -141,6 +146,11 @@ class PackedRows:
                     f"rows of {cache.capacity} positions cannot take {new} more tokens at {self.lengths}"
                 )
             start += count
+
+    def rows_of_layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
+        """See `KVCache.rows_of_layer`."""
+        whole = ((*cache.rows_of_layer(layer)[0], first, count) for cache, first, count in self._parts)
+        return [(keys[first : first + count], values[first : first + count]) for keys, values, first, count in whole]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, new: Sequence[int]) -> Tensor:
         """See `KVCache.attend`."""

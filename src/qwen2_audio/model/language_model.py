@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -117,8 +118,21 @@ class Decoder(nn.Module):
         return self.norm(x)
 
 
+class FastSteps(Protocol):
+    """Another way to run layers and head, for certain work."""
+
+    def fits(self, x: Tensor, lengths: Sequence[int]) -> bool:
+        """Whether this is such work."""
+
+    def __call__(self, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
+        """What `LanguageModel.forward` gives."""
+
+
 class LanguageModel(nn.Module):
     """Qwen2 with its head. The head runs only on the positions asked for."""
+
+    steps: FastSteps | None = None
+    """Set by `qwen2_audio.kernels.steps`."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -149,5 +163,7 @@ class LanguageModel(nn.Module):
         Returns:
             [n or tokens, vocab_size]
         """
+        if cache is not None and self.steps is not None and self.steps.fits(embeddings, lengths):
+            return self.steps(embeddings, cache, logits_at)
         hidden = self.model(embeddings, lengths, cache)
         return self.lm_head(hidden if logits_at is None else hidden[logits_at])

@@ -1,0 +1,151 @@
+"""Compiled decode steps give what the plain layers give, for any rows, and are left out where they do not fit."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen2_audio import load
+from qwen2_audio.checkpoints.quantize import put_into_int8
+from qwen2_audio.kernels import steps
+from qwen2_audio.kernels.steps import MOST_ROWS, Steps, attach_steps
+from qwen2_audio.model.kv_cache import KVCache, PackedRows
+from qwen2_audio.model.linear import pack_linears
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from tests.tiny import VOCAB, sound, tiny_config, tiny_model
+
+pytest.importorskip("numba")
+TOLERANCE = 1e-4
+
+
+def both(seed: int = 0, *, gqa: bool = True, tied: bool = False, int8: bool = False) -> tuple[Qwen2Audio, Qwen2Audio]:
+    """The same model plain and with compiled steps."""
+    plain = tiny_model(tiny_config(seed, gqa=gqa, tied=tied), seed)
+    if int8:
+        put_into_int8(plain)
+    pack_linears(plain)
+    quick = copy.copy(plain)
+    quick._modules = {**plain._modules, "language_model": copy.copy(plain.language_model)}
+    attach_steps(quick.language_model)
+    assert isinstance(quick.language_model.steps, Steps) and plain.language_model.steps is None
+    return plain, quick
+
+
+def filled(model: Qwen2Audio, lengths: list[int], seed: int) -> KVCache:
+    """A cache with rows of these lengths (0: nothing yet), the same for the same seed."""
+    cache = model.new_cache(len(lengths), max(lengths) + 3)
+    for tensor in (*cache._keys, *cache._values):
+        tensor.normal_(generator=torch.Generator().manual_seed(seed))
+    cache.lengths = list(lengths)
+    return cache
+
+
+def agree(plain: Qwen2Audio, quick: Qwen2Audio, lengths: list[int], seed: int, tolerance: float = TOLERANCE) -> None:
+    """Three steps in a row, each of which sees what those before it wrote."""
+    draw = torch.Generator().manual_seed(seed)
+    caches = [filled(model, lengths, seed) for model in (plain, quick)]
+    for step in range(3):
+        ids = torch.randint(VOCAB, (len(lengths),), generator=draw)
+        with torch.inference_mode():
+            expected, got = (
+                model(ids, [1] * len(ids), cache=cache) for model, cache in zip((plain, quick), caches, strict=True)
+            )
+        torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+        assert expected.std() > 0.5 and caches[1].lengths == [length + step + 1 for length in lengths]
+
+
+@pytest.mark.parametrize(
+    ("seed", "gqa", "tied"), [(0, True, False), (1, False, True), (2, True, True), (3, False, False)]
+)
+def test_steps_equal_the_plain_layers(seed: int, gqa: bool, tied: bool) -> None:
+    plain, quick = both(seed, gqa=gqa, tied=tied)
+    for lengths in ([0], [300], [5, 1], [7, 0, 129], [3] * 4, [9, 2, 2, 40, 8], list(range(17))):
+        agree(plain, quick, lengths, seed)
+
+
+@settings(deadline=None, max_examples=30)
+@given(lengths=st.lists(st.integers(0, 70), min_size=1, max_size=9), seed=st.integers(0, 1000))
+def test_any_rows(lengths: list[int], seed: int) -> None:
+    agree(*pairs(), lengths, seed)
+
+
+_made: list[tuple[Qwen2Audio, Qwen2Audio]] = []
+
+
+def pairs() -> tuple[Qwen2Audio, Qwen2Audio]:
+    if not _made:
+        _made.append(both())
+    return _made[0]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 6])
+def test_int8(rows: int) -> None:
+    """Plain int8 rounds what comes in to 8 bits, ours does not: ours is nearer to the weights' exact product."""
+    plain, quick = both(1, int8=True)
+    lengths = [11 + 7 * row for row in range(rows)]
+    agree(plain, quick, lengths, 5, tolerance=0.35)
+
+
+def test_rows_of_several_caches() -> None:
+    plain, quick = pairs()
+    got = []
+    for model in (plain, quick):
+        near, far = filled(model, [4, 9, 2], 1), filled(model, [30, 31], 2)
+        rows = PackedRows([(near, 1, 2), (far, 0, 1)])
+        with torch.inference_mode():
+            got.append(model(torch.tensor([5, 6, 7]), [1, 1, 1], cache=rows, logits_at=torch.tensor([2, 0])))
+        assert (near.lengths, far.lengths) == ([4, 10, 3], [31, 31])
+    torch.testing.assert_close(got[1], got[0], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_changes_in_place_are_seen_and_a_moved_model_is_not_mistaken() -> None:
+    plain, quick = both(2)
+    with torch.no_grad():
+        plain.language_model.model.layers[0].mlp.down_proj.weight.mul_(1.5)  # the same memory as in `quick`
+    agree(plain, quick, [6, 3], 0)
+    quick.to(torch.float64).to(torch.float32)
+    with torch.inference_mode():
+        x = quick.embed(torch.tensor([3]), None)
+        assert quick.language_model.steps is not None and not quick.language_model.steps.fits(x, [1])
+
+
+def test_what_does_not_fit_is_left_to_torch() -> None:
+    _, quick = pairs()
+    fast = quick.language_model.steps
+    assert fast is not None
+    x = torch.zeros(2, 64)
+    with torch.inference_mode():
+        assert fast.fits(x, [1, 1])
+        assert not fast.fits(x, [2]) and not fast.fits(x.double(), [1, 1])
+        assert not fast.fits(torch.zeros(MOST_ROWS + 1, 64), [1] * (MOST_ROWS + 1))
+    assert not fast.fits(x, [1, 1])  # gradients are wanted
+    half = tiny_model().to(torch.bfloat16)
+    attach_steps(half.language_model)
+    assert half.language_model.steps is None
+
+
+def test_without_numba_or_where_it_fails_answers_are_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    question = [(sound(1.2), 16000), "What is that?"]
+    quick = load(folder)
+    assert quick.engine.model.language_model.steps is not None
+    expected = quick.chat(question, temperature=0, max_new_tokens=24).text
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no compiler")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["qwen2_audio.kernels.decode_cpu"], "product", fails)
+        assert load(folder).chat(question, temperature=0, max_new_tokens=24).text == expected
+        assert "more slowly, because numba cannot compile here: no compiler" in caplog.text
+    monkeypatch.setattr(steps, "find_spec", lambda _: None)
+    plain = load(folder)
+    assert plain.engine.model.language_model.steps is None
+    assert plain.chat(question, temperature=0, max_new_tokens=24).text == expected
