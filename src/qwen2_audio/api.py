@@ -18,10 +18,9 @@ from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.options import GenerationDefaults, GenerationOptions
 from qwen2_audio.generation.reply import Reply, answer_all
 from qwen2_audio.generation.sequence import FinishReason
-from qwen2_audio.kernels.steps import attach_steps
+from qwen2_audio.kernels.steps import lay_out
 from qwen2_audio.longform.listening import TRANSCRIBE, TRANSLATE, Question
 from qwen2_audio.longform.segments import Segment
-from qwen2_audio.model.linear import pack_linears
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.chat_template import GENERATION_PROMPT, begin, check, render_turn, with_system
 from qwen2_audio.processing.conversation import (
@@ -354,8 +353,7 @@ def load_network(folder: Path, runtime: Runtime, adapter: str | Path | None = No
         merge_trained(network, Path(os.path.expanduser(adapter)))
     if runtime.int8 and not at_once:
         put_into_int8(network)
-    pack_linears(network)
-    attach_steps(network.language_model)
+    lay_out(network)
     return network
 
 

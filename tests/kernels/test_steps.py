@@ -115,6 +115,20 @@ def test_changes_in_place_are_seen_and_a_moved_model_is_not_mistaken() -> None:
         assert quick.language_model.steps is not None and not quick.language_model.steps.fits(x, [1])
 
 
+def test_a_copy_has_weights_of_its_own() -> None:
+    _, quick = both(3)
+    copied = copy.deepcopy(quick)
+    assert copied.language_model.steps is None
+    with torch.no_grad():
+        copied.language_model.model.norm.weight.mul_(2)
+    pack_linears(copied)
+    attach_steps(copied.language_model)
+    ids = torch.tensor([4])
+    with torch.inference_mode():
+        once, twice = (model(ids, [1], cache=filled(model, [3], 0)) for model in (quick, copied))
+    torch.testing.assert_close(twice, 2 * once, atol=TOLERANCE, rtol=TOLERANCE)
+
+
 def test_what_does_not_fit_is_left_to_torch() -> None:
     _, quick = pairs()
     fast = quick.language_model.steps

@@ -93,6 +93,26 @@ def test_a_killed_process_ends_its_answers_at_once_and_is_started_again(served: 
     run(scenario())
 
 
+def test_a_process_that_hangs_is_killed_and_started_again(
+    served: LocalConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        backend = LocalBackend(replace(served, engine_timeout=0.4), run_fake_engine)
+        await backend.start()
+        await asyncio.sleep(0.6)  # nobody asked for anything: silence is no hanging
+        assert await whole(backend, job()) == "AAA"
+        pid = backend.engine_pid
+        with pytest.raises(EngineLostError, match="exit code -9"):
+            await whole(backend, job(SILENT))
+        await until_ready(backend)
+        assert await whole(backend, job()) == "AAA"
+        assert backend.engine_pid != pid and backend.gauges()["engine_restarts"] == 1
+        await backend.close()
+
+    run(scenario())
+    assert "has done nothing for 0 s; it is killed" in caplog.text
+
+
 @pytest.mark.parametrize("seed", [DEADLY, BROKEN])
 def test_a_request_that_kills_the_engine_gets_an_error_and_others_go_on(
     served: LocalConfig, seed: int, caplog: pytest.LogCaptureFixture

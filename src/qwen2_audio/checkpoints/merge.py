@@ -54,7 +54,7 @@ def merge_trained(model: Qwen2Audio, path: Path) -> list[str]:
 def merged_copy(model: Qwen2Audio, path: Path) -> Qwen2Audio:
     """As `merge_trained`, into a model of its own, which shares every tensor that does not change with `model`.
 
-    Linear layers that changed are not packed in it; see `pack_linears`.
+    Linear layers that changed are not packed in it, and decode steps are not compiled; see `kernels.steps.lay_out`.
     """
     state = model.state_dict(keep_vars=True)
     packed = [layer.packed for layer in model.modules() if isinstance(layer, Linear) and layer.packed is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,8 +100,14 @@ def serve(
     from qwen2_audio.serving.local import LocalConfig, parse_adapter
 
     adapters = tuple(parse_adapter(text) for text in adapter or ())
-    own = LocalConfig(model, name, adapters, device, dtype, quantize, offline, max_queue=settings.max_queue)
+    own = LocalConfig(model, name, adapters, device, dtype, quantize, offline, **engine_settings(settings))
     run(backend_of(own, engine, engine_key_env), settings, ui=ui)
+
+
+def engine_settings(settings: Settings) -> dict[str, Any]:
+    """Those of the settings that this machine's engine follows."""
+    names = ("cache_tokens", "max_running", "engine_timeout", "max_queue", "queue_timeout")
+    return {name: getattr(settings, name) for name in names}
 
 
 def check_installed(*, page: bool = False) -> None:
@@ -162,6 +168,7 @@ def run(backend: Backend, settings: Settings, *, ui: bool, inbrowser: bool = Fal
         from qwen2_audio.serving.ui.mount import mount_ui
 
         mount_ui(app, app.state.backend, settings, app.state.media, language=language)
+    server = Server(app, settings)
     listener = listen(settings)
     if not settings.at_loopback and not settings.api_keys:
         note(
@@ -170,9 +177,10 @@ def run(backend: Backend, settings: Settings, *, ui: bool, inbrowser: bool = Fal
 
     def announce() -> None:
         names = ", ".join(card.name for card in backend.models)
-        print(f"qwen2-audio serves {names} at {url_of(listener)}", flush=True)
+        address = url_of(listener, "https" if settings.ssl_certfile else "http")
+        print(f"qwen2-audio serves {names} at {address}", flush=True)
         if inbrowser:
-            webbrowser.open(url_of(listener))
+            webbrowser.open(address)
 
     log_to(sys.stderr)
-    asyncio.run(serve(Server(app, settings), app, listener, announce))
+    asyncio.run(serve(server, app, listener, announce))

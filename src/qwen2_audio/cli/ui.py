@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwen2_audio.cli import options as opt
-from qwen2_audio.cli.serve import Engine, EngineKeyEnv, Setting, backend_of, check_installed, name_and_value, run
+from qwen2_audio.cli.serve import (
+    Engine,
+    EngineKeyEnv,
+    Setting,
+    backend_of,
+    check_installed,
+    engine_settings,
+    name_and_value,
+    run,
+)
 from qwen2_audio.cli.terminal import patience
 
 if TYPE_CHECKING:
@@ -58,7 +67,7 @@ def ui(
     from qwen2_audio.serving.local import LocalConfig
 
     own = LocalConfig(
-        model, device=device, dtype=dtype, quantize=quantize, offline=offline, max_queue=settings.max_queue
+        model, device=device, dtype=dtype, quantize=quantize, offline=offline, **engine_settings(settings)
     )
     language: Language = "zh" if lang is Lang.ZH else "en"
     run(backend_of(own, engine, engine_key_env), settings, ui=True, inbrowser=inbrowser, language=language)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from qwen2_audio.checkpoints.quantize import Int8Linear
 from qwen2_audio.model.kv_cache import Cache, KVCache
 from qwen2_audio.model.language_model import DecoderLayer, LanguageModel, rotary_angles
-from qwen2_audio.model.linear import Linear, project
+from qwen2_audio.model.linear import Linear, pack_linears, project
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -48,6 +49,9 @@ class Steps:
         # compiled code is fetched from its cache, or made (seconds, once), while the model does other things
         self._ready = Thread(target=self._warm_up)
         self._ready.start()
+
+    def __deepcopy__(self, memo: object) -> None:
+        """The copy of a model has none: its weights lie elsewhere."""
 
     def fits(self, x: Tensor, lengths: Sequence[int]) -> bool:
         """Whether this is work for these kernels; waits until they are compiled."""
@@ -144,6 +148,12 @@ def _parts(layers: Sequence[nn.Module]) -> tuple[int, list[tuple[Any, Array, Arr
         ones = np.ones(layer.out_features, np.float32)
         parts.append((layer.weight.detach().numpy(), ones, bias.detach().numpy()))
     return 1, parts
+
+
+def lay_out(model: Qwen2Audio) -> None:
+    """Make a model with its final weights ready for inference on a CPU; elsewhere this does nothing."""
+    pack_linears(model)
+    attach_steps(model.language_model)
 
 
 def attach_steps(model: LanguageModel) -> None:

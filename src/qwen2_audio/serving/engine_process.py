@@ -74,13 +74,13 @@ def _adapted(model: Qwen2Audio, plan: EnginePlan, path: str) -> Qwen2Audio:
     """A network with an adapter merged into it, which shares what the adapter does not change with `model`."""
     from qwen2_audio.api import load
     from qwen2_audio.checkpoints.merge import merged_copy
-    from qwen2_audio.model.linear import pack_linears
+    from qwen2_audio.kernels.steps import lay_out
 
     if plan.quantize != "none":  # rounded weights cannot be corrected any more: from the file again
         folder = Path(plan.folder)
         return load(folder, adapter=path, device=plan.device, dtype=plan.dtype, quantize=plan.quantize).model
     network = merged_copy(model, Path(path))
-    pack_linears(network)
+    lay_out(network)
     return network
 
 

@@ -52,6 +52,7 @@ class LocalConfig:
         adapters: (name, path) of adapters or results of training runs, each selected by its name.
         device, dtype, quantize, offline: as in `load`.
         cache_tokens, max_running: see `EnginePlan`.
+        engine_timeout: seconds without a sign of life, while answers are wanted, after which the engine is started anew.
         max_queue: answers that may wait for their first token; more are refused.
         max_queue_mib: features of those recordings in memory.
         queue_timeout: seconds after which an answer that has not begun is given up.
@@ -68,6 +69,7 @@ class LocalConfig:
     offline: bool = False
     cache_tokens: int = 32768
     max_running: int = 32
+    engine_timeout: float = 300.0
     max_queue: int = 256
     max_queue_mib: int = 512
     queue_timeout: float = 120.0
@@ -160,7 +162,7 @@ class LocalBackend:
                 config.cache_tokens,
                 config.max_running,
             )
-            self._engine = SupervisedEngine(plan, self._entry, self._pool, config.pauses)
+            self._engine = SupervisedEngine(plan, self._entry, self._pool, config.pauses, config.engine_timeout)
             await self._engine.start()
         except BaseException:
             await self.close()

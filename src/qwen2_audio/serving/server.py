@@ -6,6 +6,7 @@ import asyncio
 import math
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Server(uvicorn.Server):
     """uvicorn under the limits of the settings. SIGTERM or Ctrl-C ends it in order, a second Ctrl-C at once."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
+        check_certificate(settings)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -42,6 +44,8 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=math.ceil(settings.header_timeout),
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
                 h11_max_incomplete_event_size=_HEAD_BYTES,
+                ssl_certfile=settings.ssl_certfile or None,
+                ssl_keyfile=settings.ssl_keyfile or None,
             )
         )
 
@@ -57,6 +61,22 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def check_certificate(settings: Settings) -> None:
+    """Raise `UsageError` where the files for https cannot be used."""
+    certificate, key = settings.ssl_certfile, settings.ssl_keyfile
+    if not certificate and not key:
+        return
+    if not certificate or not key:
+        raise UsageError("https needs both ssl_certfile and ssl_keyfile; give the other one too")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"cannot use the certificate {certificate} with the key {key}: {reason}; give PEM files, the key without a password"
+        ) from error
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -84,11 +104,11 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Where a browser on this machine finds what listens there."""
     host, port = listener.getsockname()[:2]
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+    return f"{scheme}://[{local}]:{port}" if ":" in local else f"{scheme}://{local}:{port}"
 
 
 async def serve(server: Server, app: FastAPI, listener: socket.socket, announce: Callable[[], None]) -> None:

@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     api_keys: Secrets = Field((), description="Keys of which a request must carry one; without any, all may come.")
     allowed_origins: Texts = Field((), description="Web pages (https://host) that may call from a browser; * is all.")
     allowed_hosts: Texts = Field((), description="Host names to answer to; default: at loopback its names, else any.")
+    ssl_certfile: str = Field(
+        "", description="Certificate (chain) as a PEM file: then https is spoken; wants ssl_keyfile."
+    )
+    ssl_keyfile: str = Field("", description="Its key as a PEM file, without a password.")
     docs: bool = Field(True, description="Serve /docs and /openapi.json.")
     metrics: bool = Field(True, description="Serve /metrics.")
 
@@ -91,6 +95,10 @@ class Settings(BaseSettings):
     max_requests: Count = Field(256, description="Requests in progress; more get 429.")
     max_websockets: Count = Field(32, description="Open /v1/realtime connections; more get 429.")
     max_queue: Count = Field(256, description="Answers that may wait for the engine; more get 503.")
+    max_running: Count = Field(32, description="Answers written at a time by this machine's engine; more wait.")
+    cache_tokens: Count = Field(
+        32_768, description="Tokens of prompts and answers that its key-value cache has room for."
+    )
     max_connections: Count = Field(1024, description="Open connections; more get 503.")
 
     # How long
@@ -102,6 +110,10 @@ class Settings(BaseSettings):
     send_timeout: Seconds = Field(30.0, description="For a client that reads nothing of its answer.")
     request_timeout: Seconds = Field(
         600.0, description="For a request altogether, until its last byte; uploads: 6 times."
+    )
+    queue_timeout: Seconds = Field(120.0, description="For an answer to begin; then 503.")
+    engine_timeout: Seconds = Field(
+        300.0, description="For this machine's engine to do anything while answers wait; then it is started anew."
     )
     drain_timeout: Seconds = Field(30.0, description="For requests in progress when the server is told to end.")
     keep_alive_interval: Seconds = Field(15.0, description="Between comments on a stream that has nothing to say.")

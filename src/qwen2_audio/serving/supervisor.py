@@ -1,4 +1,5 @@
 """Keeps one engine process running and passes answers on: when it dies, whoever waits is told at once and a new one is started.
+One that hangs is killed.
 
 Everything here runs on one event loop; the threads of `EngineLink` only post to it.
 """
@@ -80,10 +81,12 @@ class SupervisedEngine:
     Args:
         entry: what the process runs.
         pool: for what blocks; may be shared.
+        timeout: seconds without a word of the process, while answers are wanted, after which it counts as hanging.
     """
 
-    def __init__(self, plan: EnginePlan, entry: Entry, pool: Executor, pauses: Pauses) -> None:
-        self._plan, self._entry, self._pool, self._pauses = plan, entry, pool, pauses
+    def __init__(self, plan: EnginePlan, entry: Entry, pool: Executor, pauses: Pauses, timeout: float) -> None:
+        self._plan, self._entry, self._pool, self._pauses, self._timeout = plan, entry, pool, pauses, timeout
+        self._heard_at = 0.0
         self._tickets = itertools.count()
         self._answers: dict[int, Answer] = {}
         self._link: EngineLink | None = None
@@ -123,6 +126,8 @@ class SupervisedEngine:
         if not self.ready or self._link is None:
             raise EngineLostError("the engine is not running; it is being started, try again in a few seconds")
         answer = Answer(next(self._tickets))
+        if not self._answers:
+            self._heard_at = asyncio.get_running_loop().time()
         self._answers[answer.ticket] = answer
         self._link.send(Submit(answer.ticket, request))
         return answer
@@ -152,7 +157,13 @@ class SupervisedEngine:
         pause = self._pauses.first
         while True:
             began = loop.time()
-            code = await asyncio.shield(ended)
+            while not ended.done():
+                await asyncio.wait([ended], timeout=self._timeout / 4)
+                if self._link is not None and self._answers and loop.time() - self._heard_at > self._timeout:
+                    logger.error("the engine's process has done nothing for %.0f s; it is killed", self._timeout)
+                    self._heard_at = loop.time()
+                    self._link.kill()
+            code = ended.result()
             if loop.time() - began > self._pauses.steady:
                 pause = self._pauses.first
             logger.error("the engine's process ended (exit code %d); it is started again in %.1f s", code, pause)
@@ -201,6 +212,7 @@ class SupervisedEngine:
         return ended
 
     def _take(self, report: Report, loaded: asyncio.Future[None]) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
         if isinstance(report, Progress):
             self.progress = report
             for step in report.steps:
