@@ -122,8 +122,7 @@ def product(
             row += 1
 
 
-@_parallel
-def attention(
+def _attention(
     qkv: Array, cos: Array, sin: Array, keys: Array, values: Array, past: NDArray[np.int64], first: int, out: Array
 ) -> None:
     """Give queries and keys their rotary positions, write the new position of some rows into the cache, and let it see all of
@@ -175,11 +174,15 @@ def attention(
             mixed[i] /= total
 
 
-@_parallel
-def activated(gate_up: Array, out: Array) -> None:
+def _activated(gate_up: Array, out: Array) -> None:
     """silu(gate) * up of [rows, 2 * size] into `out` [rows, size]."""
     rows, size = out.shape
     for i in prange(size):
         for row in range(rows):
             gate = gate_up[row, i]
             out[row, i] = gate / (1 + np.float32(math.exp(-gate))) * gate_up[row, size + i]
+
+
+# sharing so little work costs more than it saves, most of all while other programs want the processors
+attention_alone, attention = _compiled(_attention), _parallel(_attention)
+activated_alone, activated = _compiled(_activated), _parallel(_activated)

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _LOG = logging.getLogger("qwen2_audio.kernels")
-_WITHOUT = "answers come more slowly, because numba cannot compile here: %s"
+_WITHOUT = "answers come more slowly, because numba does not work here: %s"
 Array: TypeAlias = NDArray[np.float32]
 
 MOST_ROWS = 64
 """With more sequences at once a step is no longer short of memory's speed."""
 _MOST_ROWS_OF_PRODUCTS = 4
 """From more rows on torch's products are quicker."""
+_LEAST_SHARED = 512
+"""Positions to attend to, of all rows, from which on the threads share attention and activation."""
 
 
 class Steps:
@@ -67,6 +69,9 @@ class Steps:
 
     def __call__(self, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
         """Logits [n or rows, vocab_size] of embeddings [rows, hidden_size]; see `LanguageModel.forward`."""
+        return self._run(embeddings, cache, logits_at, alone=sum(cache.lengths) < _LEAST_SHARED)
+
+    def _run(self, embeddings: Tensor, cache: Cache, logits_at: Tensor | None, *, alone: bool) -> Tensor:
         kernels, config, new = self._kernels, self._config, [1] * len(embeddings)
         kernels.use_threads(torch.get_num_threads())
         past = torch.tensor(cache.lengths)
@@ -75,17 +80,19 @@ class Steps:
         x = embeddings.clone().numpy()
         normed, mixed = np.empty_like(x), np.empty_like(x)
         inner = np.empty((len(x), config.intermediate_size), np.float32)
+        attention = kernels.attention_alone if alone else kernels.attention
+        activated = kernels.activated_alone if alone else kernels.activated
         for number, layer in enumerate(self._layers):
             kernels.normed(x, layer.first_norm, config.rms_norm_eps, normed)
             qkv = layer.qkv(normed)
             first = 0
             for keys, values in cache.rows_of_layer(number):
                 rows = slice(first, first + len(keys))
-                kernels.attention(qkv, cos, sin, keys.numpy(), values.numpy(), past[rows].numpy(), first, mixed)
+                attention(qkv, cos, sin, keys.numpy(), values.numpy(), past[rows].numpy(), first, mixed)
                 first += len(keys)
             kernels.add(x, layer.output(mixed))
             kernels.normed(x, layer.second_norm, config.rms_norm_eps, normed)
-            kernels.activated(layer.gate_up(normed), inner)
+            activated(layer.gate_up(normed), inner)
             kernels.add(x, layer.down(inner))
         cache.advance(new)
         if logits_at is not None:
@@ -95,9 +102,10 @@ class Steps:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        cache = KVCache(self._config, 1, 1, self._norm.device, self._norm.dtype)
+        cache = KVCache(self._config, 1, 2, self._norm.device, self._norm.dtype)
         try:
-            self(torch.zeros(1, self._config.hidden_size), cache, None)
+            for alone in (True, False):
+                self._run(torch.zeros(1, self._config.hidden_size), cache, None, alone=alone)
         except Exception as error:  # whatever a compiler complains about
             self._works = False
             _LOG.warning(_WITHOUT, error)
@@ -169,6 +177,8 @@ def attach_steps(model: LanguageModel) -> None:
         return
     if decode_cpu.can_share_work():
         model.steps = Steps(model, decode_cpu)
+    else:
+        _LOG.warning(_WITHOUT, "it finds no OpenMP (on Debian the package libgomp1)")
 
 
 def _readable(layer: Linear | Int8Linear) -> bool:
