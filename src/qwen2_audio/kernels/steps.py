@@ -52,7 +52,7 @@ class Steps:
         self._ready = Thread(target=self._warm_up)
         self._ready.start()
 
-    def __deepcopy__(self, memo: object) -> None:
+    def __deepcopy__(self, _: object) -> None:
         """The copy of a model has none: its weights lie elsewhere."""
 
     def fits(self, x: Tensor, lengths: Sequence[int]) -> bool:
