@@ -59,4 +59,4 @@ def test_what_the_command_line_refuses() -> None:
 
 def test_requirements_name_the_extra() -> None:
     lines = (ROOT / "requirements_web_demo.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if not line.startswith("#")] == [".[mini,ui]"]
+    assert [line for line in lines if not line.startswith("#")] == [".[mini,fast,ui]"]

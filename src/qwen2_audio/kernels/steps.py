@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Steps:
         self._config = model.model.config
         self._norm = model.model.norm.weight
         self._address = self._norm.data_ptr()
-        self._layers = [_Layer(layer, kernels) for layer in model.model.layers]
+        self._layers = [_Layer(cast("DecoderLayer", layer), kernels) for layer in model.model.layers]
         self._head = _Product([model.lm_head], kernels)
         self._works = True
         # compiled code is fetched from its cache, or made (seconds, once), while the model does other things
@@ -114,8 +114,7 @@ class Steps:
 class _Layer:
     """The weights of a decoder layer as the kernels take them."""
 
-    def __init__(self, layer: nn.Module, kernels: ModuleType) -> None:
-        assert isinstance(layer, DecoderLayer)
+    def __init__(self, layer: DecoderLayer, kernels: ModuleType) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.first_norm = layer.input_layernorm.weight.detach().numpy()
         self.qkv = _Product([attention.q_proj, attention.k_proj, attention.v_proj], kernels)
@@ -150,8 +149,7 @@ def _parts(layers: Sequence[nn.Module]) -> tuple[int, list[tuple[Any, Array, Arr
         rounded = zip(first.weight.parts, first.weight.biases, strict=True)
         return first.weight.block, [(part.rows.numpy(), part.scales.numpy(), bias.numpy()) for part, bias in rounded]
     parts = []
-    for layer in layers:
-        assert isinstance(layer, Linear)
+    for layer in cast("Sequence[Linear]", layers):
         bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
         ones = np.ones(layer.out_features, np.float32)
         parts.append((layer.weight.detach().numpy(), ones, bias.detach().numpy()))
