@@ -174,10 +174,10 @@ def main() -> None:
     parser.add_argument("--pretrain-read", type=int, default=3500)
     parser.add_argument("--sft-read", type=int, default=1200)
     parser.add_argument(
-        "--mix-read", type=int, default=2000, help="rows of read and of joined speech in mix.jsonl, each"
+        "--mix-read", type=int, default=1100, help="rows of read and of joined speech in mix.jsonl, each"
     )
     parser.add_argument(
-        "--mix-times", type=int, default=6, help="times that each sound and emotion stands in mix.jsonl"
+        "--mix-times", type=int, default=9, help="times that each sound and emotion stands in mix.jsonl"
     )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -85,6 +85,10 @@ def _ask_and_end(process: subprocess.Popen[str]) -> None:
         (("--engine", "http://localhost:1/v1", "--adapter", "x=y"), "--adapter goes with a model of this machine"),
         (("--engine", "http://localhost:1/v1", "--quantize", "int8"), "--quantize goes with a model of this machine"),
         (("--engine", "http://localhost:1/v1", "--model", "other"), "--model goes with a model of this machine"),
+        (
+            ("--engine", "http://localhost:1/v1", "--setting", "max_running=4"),
+            "the setting max_running is of this machine",
+        ),
         (("--engine", "localhost"), "localhost"),
         (("--host", "203.0.113.7"), "cannot listen at 203.0.113.7"),
         (("--port", "0", "--model", "./no-such-folder"), "no-such-folder"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen2_audio import load
-from qwen2_audio.checkpoints.quantize import put_into_int8
+from qwen2_audio.checkpoints.quantize import put_into_int8, spread, spreader, to_int8
 from qwen2_audio.kernels import steps
 from qwen2_audio.kernels.steps import MOST_ROWS, Steps, attach_steps
 from qwen2_audio.model.kv_cache import KVCache, PackedRows
@@ -86,12 +86,19 @@ def pairs() -> tuple[Qwen2Audio, Qwen2Audio]:
     return _made[0]
 
 
-@pytest.mark.parametrize("rows", [1, 3, 4, 6])
-def test_int8(rows: int) -> None:
-    """Plain int8 rounds what comes in to 8 bits, ours does not: ours is nearer to the weights' exact product."""
-    plain, quick = both(1, int8=True)
-    lengths = [11 + 7 * row for row in range(rows)]
-    agree(plain, quick, lengths, 5, tolerance=0.35)
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_int8_multiplies_by_the_rounded_weights_and_rounds_nothing_else(rows: int) -> None:
+    _, quick = both(1, int8=True)
+    rounded = tiny_model(tiny_config(1), 1)
+    for layer in rounded.language_model.modules():
+        if isinstance(layer, Linear):
+            weight = to_int8(layer.weight)
+            layer.weight.data = spread(weight.rows * weight.scales[:, None], spreader(layer.in_features))
+    agree(rounded, quick, [11 + 7 * row for row in range(rows)], 5, tolerance=1e-3)
+
+
+def test_int8_of_more_rows_is_the_plain_one() -> None:
+    agree(*both(1, int8=True), [11, 18, 25, 32, 39, 46], 5, tolerance=1e-3)
 
 
 def test_rows_of_several_caches() -> None:

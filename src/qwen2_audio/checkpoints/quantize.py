@@ -24,7 +24,8 @@ from qwen2_audio.model.linear import Linear, Together, groups
 _ROWS_AT_ONCE = 32
 _ROWS_PACKED = 12288  # packing more than so many together takes longer than in parts
 _LARGEST_BLOCK = 128  # larger ones take longer and gain little; smaller ones spread less (docs/performance.md)
-_MOST_KEPT = 2 << 30  # weights, a byte each
+_MOST_KEPT = 2 << 30  # weights, a byte each: of larger models a second copy would cost too much memory
+_READ_PLAIN = "language_model"  # whose rounded weights compiled decode steps read as they are
 _LEAST = 1e-30  # scale of a row of zeros
 _EXACT = "multi_modal_projector"  # small, all that was heard passes through it, and it carries the model's dtype
 
@@ -143,8 +144,8 @@ class FileEmbedding(nn.Embedding):
 
 
 def put_into_int8(model: nn.Module, ready: dict[str, Int8Rows] | None = None) -> None:
-    """Replace every `Linear` of audio encoder and language model, and forget its weight. Of small models the rounded weights
-    are also kept as they are, for kernels that read them so.
+    """Replace every `Linear` of audio encoder and language model, and forget its weight. In small models the language model's
+    rounded weights are also kept as they are, for kernels that read them so.
 
     Args:
         ready: weights that were rounded before, by their names in `model`, emptied on the way; all others are rounded now.
@@ -158,7 +159,8 @@ def put_into_int8(model: nn.Module, ready: dict[str, Int8Rows] | None = None) ->
             rounded = known.pop(f"{path}.{name}.weight".lstrip("."), None)
             parts.append(to_int8(layer.weight) if rounded is None else rounded)
         first, *others = (Int8Linear() for _ in group)
-        first.weight = Int8Weight(parts, [layer.bias for layer in group.values()], keep=keep)
+        kept = keep and path.startswith(_READ_PLAIN)
+        first.weight = Int8Weight(parts, [layer.bias for layer in group.values()], keep=kept)
         for name, small in zip(group, (first, *others), strict=True):
             setattr(parent, name, small)
 

@@ -101,13 +101,15 @@ def serve(
 
     adapters = tuple(parse_adapter(text) for text in adapter or ())
     own = LocalConfig(model, name, adapters, device, dtype, quantize, offline, **engine_settings(settings))
-    run(backend_of(own, engine, engine_key_env), settings, ui=ui)
+    run(backend_of(own, engine, engine_key_env, settings), settings, ui=ui)
+
+
+_OF_OWN_ENGINE = ("cache_tokens", "max_running", "engine_timeout", "max_queue", "queue_timeout")
 
 
 def engine_settings(settings: Settings) -> dict[str, Any]:
     """Those of the settings that this machine's engine follows."""
-    names = ("cache_tokens", "max_running", "engine_timeout", "max_queue", "queue_timeout")
-    return {name: getattr(settings, name) for name in names}
+    return {name: getattr(settings, name) for name in _OF_OWN_ENGINE}
 
 
 def check_installed(*, page: bool = False) -> None:
@@ -131,11 +133,11 @@ def name_and_value(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def backend_of(own: LocalConfig, engines: list[str] | None, key_variable: str | None) -> Backend:
+def backend_of(own: LocalConfig, engines: list[str] | None, key_variable: str | None, settings: Settings) -> Backend:
     """Servers elsewhere where some are given, else this machine's own model.
 
     Raises:
-        UsageError: an option of the own model is given with servers elsewhere, which would not follow it.
+        UsageError: an option or a setting of the own model is given with servers elsewhere, which would not follow it.
     """
     from qwen2_audio.serving.local import LocalBackend, LocalConfig
     from qwen2_audio.serving.upstream import UpstreamBackend
@@ -150,6 +152,9 @@ def backend_of(own: LocalConfig, engines: list[str] | None, key_variable: str | 
             raise UsageError(
                 f"--{option} goes with a model of this machine, not with --engine; leave it out, or give it to the engine"
             )
+    for name in _OF_OWN_ENGINE:
+        if name in settings.model_fields_set:
+            raise UsageError(f"the setting {name} is of this machine's engine and goes not with --engine; leave it out")
     return UpstreamBackend(engines, key_variable=key_variable)
 
 

@@ -70,4 +70,4 @@ def ui(
         model, device=device, dtype=dtype, quantize=quantize, offline=offline, **engine_settings(settings)
     )
     language: Language = "zh" if lang is Lang.ZH else "en"
-    run(backend_of(own, engine, engine_key_env), settings, ui=True, inbrowser=inbrowser, language=language)
+    run(backend_of(own, engine, engine_key_env, settings), settings, ui=True, inbrowser=inbrowser, language=language)

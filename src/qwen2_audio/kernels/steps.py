@@ -27,7 +27,7 @@ _WITHOUT = "answers come more slowly, because numba does not work here: %s"
 Array: TypeAlias = NDArray[np.float32]
 
 MOST_ROWS = 64
-"""With more sequences at once a step is no longer short of memory's speed."""
+"""With more sequences at once a step is arithmetic, and left to torch."""
 _MOST_ROWS_OF_PRODUCTS = 4
 """From more rows on torch's products are quicker."""
 _LEAST_SHARED = 512

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     max_buffered_mib: Count = Field(1024, description="Bodies of all requests in progress together.")
     max_requests: Count = Field(256, description="Requests in progress; more get 429.")
     max_websockets: Count = Field(32, description="Open /v1/realtime connections; more get 429.")
-    max_queue: Count = Field(256, description="Answers that may wait for the engine; more get 503.")
+    max_queue: Count = Field(256, description="Answers that may wait for this machine's engine; more get 503.")
     max_running: Count = Field(32, description="Answers written at a time by this machine's engine; more wait.")
     cache_tokens: Count = Field(
         32_768, description="Tokens of prompts and answers that its key-value cache has room for."
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     request_timeout: Seconds = Field(
         600.0, description="For a request altogether, until its last byte; uploads: 6 times."
     )
-    queue_timeout: Seconds = Field(120.0, description="For an answer to begin; then 503.")
+    queue_timeout: Seconds = Field(120.0, description="For an answer of this machine's engine to begin; then 503.")
     engine_timeout: Seconds = Field(
         300.0, description="For this machine's engine to do anything while answers wait; then it is started anew."
     )
