@@ -26,13 +26,14 @@ def main() -> None:
     parser.add_argument("transcripts", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=14000)
+    parser.add_argument("--skip", type=int, default=0, help="of the shuffled sentences")
     args = parser.parse_args()
     rng = random.Random(1)
     with gzip.open(args.transcripts, "rt") as file:
         sentences = [line.rstrip("\n").split("\t")[1].split() for line in file]
     rng.shuffle(sentences)
     rows = []
-    for number, words in enumerate(sentences[: args.count]):
+    for number, words in enumerate(sentences[args.skip :][: args.count], args.skip):
         low, high = rng.choices([(2, 7), (7, 15), (15, 30), (30, 45)], [22, 38, 32, 8])[0]
         length = rng.randint(low, high)
         start = 0 if rng.random() < 0.6 else rng.randint(0, max(0, len(words) - length))

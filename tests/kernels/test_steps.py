@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -173,3 +174,62 @@ def test_without_numba_or_where_it_fails_answers_are_the_same(
     plain = load(folder)
     assert plain.engine.model.language_model.steps is None
     assert plain.chat(question, temperature=0, max_new_tokens=24).text == expected
+
+
+def test_exponentials() -> None:
+    x = np.concatenate([np.linspace(-86, 88, 200_001), np.random.default_rng(0).normal(0, 2, 10_000), [0.0]])
+    x = x.astype(np.float32)
+    got, expected = x.copy(), np.exp(x.astype(np.float64))
+    decode_cpu.exponentials(got)
+    np.testing.assert_allclose(got, expected, rtol=2**-22)
+    far = np.array([-1000.0, -90.0], np.float32)
+    decode_cpu.exponentials(far)
+    assert (far < 1e-37).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(4, 21), outputs=st.lists(st.integers(4, 23), min_size=2, max_size=2), seed=st.integers(0, 99))
+def test_products_in_tiles(rows: int, outputs: list[int], seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    x = draw.standard_normal((rows, 37), np.float32)
+    weights = tuple(draw.standard_normal((count, 37), np.float32) for count in outputs)
+    biases = tuple(draw.standard_normal(count, np.float32) for count in outputs)
+    out = np.full((rows, sum(outputs)), np.nan, np.float32)
+    decode_cpu.product_of_many(weights, biases, x, out)
+    expected = np.concatenate([x @ weight.T + bias for weight, bias in zip(weights, biases, strict=True)], axis=1)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+def test_sharing_an_attention_changes_nothing() -> None:
+    draw = np.random.default_rng(0)
+    rows, heads, kv_heads, dim = 5, 6, 2, 16
+    cache = [draw.standard_normal((rows, kv_heads, 40, dim), np.float32) for _ in "kv"]
+    past = np.array([0, 3, 38, 11, 4])
+    cos, sin = (draw.standard_normal((rows, dim), np.float32) for _ in "cs")
+    new = draw.standard_normal((rows, (heads + 2 * kv_heads) * dim), np.float32)
+    got = []
+    for attention in (decode_cpu.attention_alone, decode_cpu.attention):
+        out, written = np.empty((rows, heads * dim), np.float32), [part.copy() for part in cache]
+        attention(new.copy(), cos, sin, *written, past, 0, out)
+        got.append((out, *written))
+    for alone, shared in zip(*got, strict=True):
+        np.testing.assert_array_equal(shared, alone)
+    assert (
+        not decode_cpu.attention_alone.targetoptions.get("parallel")
+        and "prange" in decode_cpu.attention.__code__.co_names
+    )
+
+
+def test_weights_that_lie_across_lines_of_the_cache_are_moved() -> None:
+    plain = tiny_model(tiny_config(4), 4)
+    quick = copy.deepcopy(plain)
+    for layer in quick.language_model.modules():
+        if isinstance(layer, Linear):
+            lines = torch.empty(layer.weight.numel() + 17)
+            apart = lines[(64 - lines.data_ptr() % 64) // 4 + 1 :][: layer.weight.numel()]
+            layer.weight.data = apart.view_as(layer.weight).copy_(layer.weight.data)
+            assert layer.weight.data_ptr() % 64 == 4
+    attach_steps(quick.language_model)
+    linears = [layer for layer in quick.language_model.modules() if isinstance(layer, Linear)]
+    assert linears and not any(layer.weight.data_ptr() % 64 for layer in linears)
+    agree(plain, quick, [6, 3], 0)

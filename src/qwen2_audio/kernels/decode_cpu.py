@@ -122,7 +122,77 @@ def product(
             row += 1
 
 
-def _attention(
+@_parallel
+def product_of_many(weights: Sequence[Weights], biases: Sequence[Array], x: Array, out: Array) -> None:
+    """Linear layers in float32 of at least 4 outputs with a common input x [rows, in], rows at least 4, into `out` [rows, all
+    their outputs], in tiles of 4 x 4; the last tile of a layer, or of the rows, reaches back over the one before it.
+
+    Args:
+        weights, biases: tuples of [out, in] and [out].
+    """
+    rows, size = x.shape
+    tiles = 0
+    for layer in range(len(weights)):
+        tiles += (weights[layer].shape[0] + 3) // 4
+    for tile in prange(tiles):
+        layer, start, first = 0, 0, 4 * tile
+        while first >= (weights[layer].shape[0] + 3) // 4 * 4:
+            first -= (weights[layer].shape[0] + 3) // 4 * 4
+            start += weights[layer].shape[0]
+            layer += 1
+        first = min(first, weights[layer].shape[0] - 4)
+        weight, bias, place = weights[layer][first : first + 4], biases[layer][first : first + 4], start + first
+        for begin in range(0, rows, 4):
+            row = min(begin, rows - 4)
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0)
+            c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = np.float32(0)
+            for i in range(size):
+                p, q, u, v = weight[0, i], weight[1, i], weight[2, i], weight[3, i]
+                e, f, g, h = x[row, i], x[row + 1, i], x[row + 2, i], x[row + 3, i]
+                a0, a1, a2, a3 = a0 + p * e, a1 + q * e, a2 + u * e, a3 + v * e
+                b0, b1, b2, b3 = b0 + p * f, b1 + q * f, b2 + u * f, b3 + v * f
+                c0, c1, c2, c3 = c0 + p * g, c1 + q * g, c2 + u * g, c3 + v * g
+                d0, d1, d2, d3 = d0 + p * h, d1 + q * h, d2 + u * h, d3 + v * h
+            _store(out[row], place, bias, a0, a1, a2, a3)
+            _store(out[row + 1], place, bias, b0, b1, b2, b3)
+            _store(out[row + 2], place, bias, c0, c1, c2, c3)
+            _store(out[row + 3], place, bias, d0, d1, d2, d3)
+
+
+@_compiled
+def _store(out: Array, place: int, bias: Array, a: float, b: float, c: float, d: float) -> None:
+    out[place], out[place + 1] = a + bias[0], b + bias[1]
+    out[place + 2], out[place + 3] = c + bias[2], d + bias[3]
+
+
+@njit(**{**_OPTIONS, "fastmath": {"contract", "nsz"}})
+def exponentials(x: Array) -> None:
+    """exp(x) in place of x [n], to two units in the last place for what is not below 1e-37; smaller results are about that.
+
+    2^k * exp(r) with |r| <= ln(2) / 2, whose series ends after eight terms; without branches, so that it is vectorised,
+    which calls of the C library are not.
+    """
+    powers = np.empty(len(x), np.int32)
+    for i in range(len(x)):
+        clipped = min(max(x[i], np.float32(-86)), np.float32(88))
+        power = np.float32(math.floor(clipped * np.float32(1.44269504) + np.float32(0.5)))
+        r = (clipped - power * np.float32(0.693359375)) + power * np.float32(2.12194440e-4)
+        series = np.float32(1 / 5040)
+        series = series * r + np.float32(1 / 720)
+        series = series * r + np.float32(1 / 120)
+        series = series * r + np.float32(1 / 24)
+        series = series * r + np.float32(1 / 6)
+        series = series * r + np.float32(0.5)
+        series = series * r + np.float32(1)
+        x[i] = series * r + np.float32(1)
+        powers[i] = (np.int32(power) + 127) << 23  # the bits of 2^power
+    scale = powers.view(np.float32)
+    for i in range(len(x)):
+        x[i] *= scale[i]
+
+
+@_compiled
+def attention_alone(
     qkv: Array, cos: Array, sin: Array, keys: Array, values: Array, past: NDArray[np.int64], first: int, out: Array
 ) -> None:
     """Give queries and keys their rotary positions, write the new position of some rows into the cache, and let it see all of
@@ -136,10 +206,31 @@ def _attention(
         first: where among all rows these begin.
         out: [all rows, heads * dim].
     """
-    rows, kv_heads, _, dim = keys.shape
+    rows, _, _, dim = keys.shape
     heads = out.shape[1] // dim
-    shared, half = heads // kv_heads, dim // 2
-    factor = np.float32(1 / math.sqrt(dim))
+    _write(qkv, cos, sin, keys, values, past, first)
+    for place in range(rows * heads):
+        _attend(place // heads, place % heads, qkv, keys, values, past, first, out)
+
+
+@_parallel
+def attention(
+    qkv: Array, cos: Array, sin: Array, keys: Array, values: Array, past: NDArray[np.int64], first: int, out: Array
+) -> None:
+    """`attention_alone`, shared by the threads: of few positions that costs more than it saves. (Numba keeps what it compiles
+    by the name of a function: the same one compiled both ways would be taken for itself.)"""
+    rows, _, _, dim = keys.shape
+    heads = out.shape[1] // dim
+    _write(qkv, cos, sin, keys, values, past, first)
+    for place in prange(rows * heads):
+        _attend(place // heads, place % heads, qkv, keys, values, past, first, out)
+
+
+@_compiled
+def _write(qkv: Array, cos: Array, sin: Array, keys: Array, values: Array, past: NDArray[np.int64], first: int) -> None:
+    """Turn queries and keys by their positions, in place, and put keys and values into the cache."""
+    rows, kv_heads, _, dim = keys.shape
+    heads, half = qkv.shape[1] // dim - 2 * kv_heads, dim // 2
     for row in range(rows):
         new = qkv[first + row]
         for start in range(0, (heads + kv_heads) * dim, dim):
@@ -151,38 +242,75 @@ def _attention(
             for i in range(dim):
                 keys[row, head, past[row], i] = new[(heads + head) * dim + i]
                 values[row, head, past[row], i] = new[(heads + kv_heads + head) * dim + i]
-    for place in prange(rows * heads):
-        row, head = place // heads, place % heads
-        query = qkv[first + row, head * dim : (head + 1) * dim]
-        mixed = out[first + row, head * dim : (head + 1) * dim]
-        scores = np.empty(past[row] + 1, np.float32)
-        greatest = np.float32(-np.inf)
-        for t in range(len(scores)):
-            dot = np.float32(0)
-            for i in range(dim):
-                dot += query[i] * keys[row, head // shared, t, i]
-            scores[t] = dot * factor
-            greatest = max(greatest, scores[t])
-        total = np.float32(0)
-        mixed[:] = 0
-        for t in range(len(scores)):
-            weight = np.float32(math.exp(scores[t] - greatest))
-            total += weight
-            for i in range(dim):
-                mixed[i] += weight * values[row, head // shared, t, i]
+
+
+@_compiled
+def _attend(
+    row: int, head: int, qkv: Array, keys: Array, values: Array, past: NDArray[np.int64], first: int, out: Array
+) -> None:
+    """What a head of a row sees."""
+    _, kv_heads, _, dim = keys.shape
+    shared, count = out.shape[1] // dim // kv_heads, past[row] + 1
+    query = qkv[first + row, head * dim : (head + 1) * dim]
+    mixed = out[first + row, head * dim : (head + 1) * dim]
+    scores = np.empty(count, np.float32)
+    _dots(query, keys[row, head // shared, :count], scores)
+    factor, greatest = np.float32(1 / math.sqrt(dim)), np.float32(-np.inf)
+    for t in range(count):
+        greatest = max(greatest, scores[t])
+    for t in range(count):
+        scores[t] = (scores[t] - greatest) * factor
+    exponentials(scores)
+    total = np.float32(0)
+    for t in range(count):
+        total += scores[t]
+    mixed[:] = 0
+    _mix(scores, values[row, head // shared, :count], mixed)
+    for i in range(dim):
+        mixed[i] /= total
+
+
+@_compiled
+def _dots(query: Array, keys: Array, out: Array) -> None:
+    """query [dim] times each of keys [count, dim], four at a time: what is added up stays in registers."""
+    count, dim = keys.shape
+    fours = count // 4 * 4
+    for t in range(0, fours, 4):
+        a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         for i in range(dim):
-            mixed[i] /= total
+            a += query[i] * keys[t, i]
+            b += query[i] * keys[t + 1, i]
+            c += query[i] * keys[t + 2, i]
+            d += query[i] * keys[t + 3, i]
+        out[t], out[t + 1], out[t + 2], out[t + 3] = a, b, c, d
+    for t in range(fours, count):
+        a = np.float32(0)
+        for i in range(dim):
+            a += query[i] * keys[t, i]
+        out[t] = a
 
 
-def _activated(gate_up: Array, out: Array) -> None:
+@_compiled
+def _mix(weights: Array, values: Array, out: Array) -> None:
+    """Add values [count, dim], each times its weight [count], to `out` [dim], four at a time."""
+    count, dim = values.shape
+    fours = count // 4 * 4
+    for t in range(0, fours, 4):
+        a, b, c, d = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+        for i in range(dim):
+            out[i] += a * values[t, i] + b * values[t + 1, i] + (c * values[t + 2, i] + d * values[t + 3, i])
+    for t in range(fours, count):
+        for i in range(dim):
+            out[i] += weights[t] * values[t, i]
+
+
+@_compiled
+def activated(gate_up: Array, out: Array) -> None:
     """silu(gate) * up of [rows, 2 * size] into `out` [rows, size]."""
     rows, size = out.shape
-    for i in prange(size):
-        for row in range(rows):
-            gate = gate_up[row, i]
-            out[row, i] = gate / (1 + np.float32(math.exp(-gate))) * gate_up[row, size + i]
-
-
-# sharing so little work costs more than it saves, most of all while other programs want the processors
-attention_alone, attention = _compiled(_attention), _parallel(_attention)
-activated_alone, activated = _compiled(_activated), _parallel(_activated)
+    for row in range(rows):
+        for i in range(size):
+            out[row, i] = -gate_up[row, i]
+        exponentials(out[row])
+        for i in range(size):
+            out[row, i] = gate_up[row, i] / (1 + out[row, i]) * gate_up[row, size + i]

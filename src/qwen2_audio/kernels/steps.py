@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qwen2_audio.checkpoints.quantize import Int8Linear
 from qwen2_audio.model.kv_cache import Cache, KVCache
 from qwen2_audio.model.language_model import DecoderLayer, LanguageModel, rotary_angles
-from qwen2_audio.model.linear import Linear, pack_linears, project
+from qwen2_audio.model.linear import MOST_PACKED_BYTES, Linear, pack_linears, project
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ Array: TypeAlias = NDArray[np.float32]
 
 MOST_ROWS = 64
 """With more sequences at once a step is arithmetic, and left to torch."""
-_MOST_ROWS_OF_PRODUCTS = 4
-"""From more rows on torch's products are quicker."""
+_FEW_ROWS = 4
+"""So many are multiplied while the weights are read once; with more, float32 goes in tiles, int8 to torch."""
 _LEAST_SHARED = 512
-"""Positions to attend to, of all rows, from which on the threads share attention and activation."""
+"""Positions to attend to, of all rows, from which on the threads share the attention."""
+_CACHE_LINE = 64
 
 
 class Steps:
@@ -81,7 +82,6 @@ class Steps:
         normed, mixed = np.empty_like(x), np.empty_like(x)
         inner = np.empty((len(x), config.intermediate_size), np.float32)
         attention = kernels.attention_alone if alone else kernels.attention
-        activated = kernels.activated_alone if alone else kernels.activated
         for number, layer in enumerate(self._layers):
             kernels.normed(x, layer.first_norm, config.rms_norm_eps, normed)
             qkv = layer.qkv(normed)
@@ -92,7 +92,7 @@ class Steps:
                 first += len(keys)
             kernels.add(x, layer.output(mixed))
             kernels.normed(x, layer.second_norm, config.rms_norm_eps, normed)
-            activated(layer.gate_up(normed), inner)
+            kernels.activated(layer.gate_up(normed), inner)
             kernels.add(x, layer.down(inner))
         cache.advance(new)
         if logits_at is not None:
@@ -102,10 +102,10 @@ class Steps:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        cache = KVCache(self._config, 1, 2, self._norm.device, self._norm.dtype)
         try:
-            for alone in (True, False):
-                self._run(torch.zeros(1, self._config.hidden_size), cache, None, alone=alone)
+            for rows, alone in ((1, True), (_FEW_ROWS + 1, False)):
+                cache = KVCache(self._config, rows, 1, self._norm.device, self._norm.dtype)
+                self._run(torch.zeros(rows, self._config.hidden_size), cache, None, alone=alone)
         except Exception as error:  # whatever a compiler complains about
             self._works = False
             _LOG.warning(_WITHOUT, error)
@@ -125,20 +125,24 @@ class _Layer:
 
 
 class _Product:
-    """Linear layers with a common input, by our kernel for few rows and by torch for more."""
+    """Linear layers with a common input, by our kernels, but int8 of more than a few rows by torch."""
 
     def __init__(self, layers: Sequence[nn.Module], kernels: ModuleType) -> None:
         self._layers, self._kernels = list(layers), kernels
         self._block, parts = _parts(layers)
         self._weights, self._scales, self._biases = zip(*parts, strict=True)
         self._outputs = sum(map(len, self._scales))
+        self._in_tiles = all(weight.dtype == np.float32 and len(weight) >= 4 for weight in self._weights)
 
     def __call__(self, x: Array) -> Array:
         """x [rows, in], which may be overwritten, to [rows, all outputs]."""
-        if len(x) > _MOST_ROWS_OF_PRODUCTS:
+        if len(x) > _FEW_ROWS and not self._in_tiles:
             return torch.cat(list(project(self._layers, torch.from_numpy(x))), dim=-1).numpy()
         out = np.empty((len(x), self._outputs), np.float32)
-        self._kernels.product(self._weights, self._scales, self._biases, self._block, x, out)
+        if len(x) > _FEW_ROWS:
+            self._kernels.product_of_many(self._weights, self._biases, x, out)
+        else:
+            self._kernels.product(self._weights, self._scales, self._biases, self._block, x, out)
         return out
 
 
@@ -158,12 +162,13 @@ def _parts(layers: Sequence[nn.Module]) -> tuple[int, list[tuple[Any, Array, Arr
 
 def lay_out(model: Qwen2Audio) -> None:
     """Make a model with its final weights ready for inference on a CPU; elsewhere this does nothing."""
-    pack_linears(model)
     attach_steps(model.language_model)
+    pack_linears(model)
 
 
 def attach_steps(model: LanguageModel) -> None:
-    """Let decode steps run by compiled code where that can be: on a CPU, in float32 or int8, with the package numba."""
+    """Let decode steps run by compiled code where that can be: on a CPU, in float32 or int8, with the package numba. Comes
+    before `pack_linears`, because it may move weights."""
     model.steps = None
     linears = [module for module in model.modules() if isinstance(module, Linear | Int8Linear)]
     if find_spec("numba") is None or not all(map(_readable, linears)):
@@ -174,9 +179,19 @@ def attach_steps(model: LanguageModel) -> None:
         _LOG.warning(_WITHOUT, error)
         return
     if decode_cpu.can_share_work():
+        _align([layer for layer in linears if isinstance(layer, Linear)])
         model.steps = Steps(model, decode_cpu)
     else:
         _LOG.warning(_WITHOUT, "it finds no OpenMP (on Debian the package libgomp1)")
+
+
+def _align(layers: Sequence[Linear]) -> None:
+    """Copy weights that a file is mapped to at an odd place: a vector that lies across two lines of the processor's cache is
+    read a quarter more slowly. Not those of large models, as in `pack_linears`."""
+    if sum(layer.weight.nbytes for layer in layers) <= MOST_PACKED_BYTES:
+        for layer in layers:
+            if layer.weight.data_ptr() % _CACHE_LINE:
+                layer.weight.data = layer.weight.data.clone()
 
 
 def _readable(layer: Linear | Int8Linear) -> bool:
