@@ -1,6 +1,6 @@
 """Turn recordings into the rows of mini's stages: one JSON-lines file each.
 
-    python recipes/mini/conversations.py OUT_FOLDER --read READ --ask ASK --real REAL --prompts ASTERISK --data DATA_FOLDER
+    python recipes/mini/conversations.py OUT_FOLDER --read READ --voices MANY --ask ASK --real REAL --data DATA_FOLDER
 
 - hear.jsonl: recordings with their words, for the loss of spoken tokens alone;
 - pretrain.jsonl: the base model's bare prompts: speech, sound events, emotion;
@@ -168,14 +168,13 @@ def of_voices(voices: list[Item], rng: random.Random, times: int) -> Iterable[Ro
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    for name in ("read", "ask", "real", "prompts"):
+    for name in ("read", "voices", "ask", "real", "prompts"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrain-read", type=int, default=3500)
     parser.add_argument("--sft-read", type=int, default=1200)
-    parser.add_argument(
-        "--mix-read", type=int, default=1100, help="rows of read and of joined speech in mix.jsonl, each"
-    )
+    parser.add_argument("--mix-read", type=int, default=600, help="rows of read in mix.jsonl, besides all of voices")
+    parser.add_argument("--mix-joined", type=int, default=1400, help="rows of joined speech in mix.jsonl")
     parser.add_argument(
         "--mix-times", type=int, default=9, help="times that each sound and emotion stands in mix.jsonl"
     )
@@ -197,14 +196,15 @@ def main() -> None:
         (args.out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         print(f"{name}: {len(rows)} rows")
 
-    read, ask, joined, prompts = load(args.read), load(args.ask), load(args.real), load(args.prompts)
+    read, many, ask = load(args.read), load(args.voices), load(args.ask)
+    joined, prompts = load(args.real), load(args.prompts)
     whole = [
         (audio, {**row, "text": sentence_case(row["gt"].split())})
         for audio, row in load(args.data / "librispeech_excerpt")
         if row["split"] == "train"
     ]
     sounds = [item for item in load(args.data / "esc10") if item[1]["fold"] != HELD_OUT_FOLD]
-    voices = [item for item in load(args.data / "emodb") if item[1]["speaker"] not in HELD_OUT_SPEAKERS]
+    feelings = [item for item in load(args.data / "emodb") if item[1]["speaker"] not in HELD_OUT_SPEAKERS]
     write("hear.jsonl", [read_aloud(*item) for item in read + joined + joined + prompts + whole])
 
     pretrain = [read_aloud(*item) for item in read[: args.pretrain_read] + joined[:2500] + prompts + whole]
@@ -212,7 +212,7 @@ def main() -> None:
         pretrain += [
             bare(audio, SOUND_PROMPT if rng.random() < 0.8 else CAPTION_PROMPT, row["gt"]) for audio, row in sounds
         ]
-        pretrain += [bare(audio, EMOTION_PROMPT, row["gt"]) for audio, row in voices]
+        pretrain += [bare(audio, EMOTION_PROMPT, row["gt"]) for audio, row in feelings]
     write("pretrain.jsonl", pretrain)
 
     kept_back = set(Path(__file__).with_name("test_questions.txt").read_text().split("\n"))
@@ -224,17 +224,17 @@ def main() -> None:
         transcription(audio, row["text"], rng)
         for audio, row in read[args.pretrain_read :][: args.sft_read] + joined[2500:] + whole
     ]
-    sft += [*of_sounds(sounds, rng, 3), *of_voices(voices, rng, 2)]
+    sft += [*of_sounds(sounds, rng, 3), *of_voices(feelings, rng, 2)]
     write("sft.jsonl", sft)
 
     mix = [
         read_aloud(audio, row) if rng.random() < 0.25 else transcription(audio, row["text"], rng)
-        for audio, row in read[: args.mix_read] + joined[: args.mix_read] + whole
+        for audio, row in many + read[: args.mix_read] + joined[: args.mix_joined] + whole
     ]
-    mix += [answered(audio, row, rng) for audio, row in ask] + [written(row) for _, row in ask if rng.random() < 0.05]
+    mix += [answered(audio, row, rng) for audio, row in ask] + [written(row) for _, row in ask if rng.random() < 0.3]
     for _ in range(args.mix_times):
         mix += [named(item, SOUND_PROMPT, SENTENCES[item[1]["gt"]], rng, cut=True) for item in sounds]
-        mix += [named(item, EMOTION_PROMPT, FEELS[item[1]["gt"]], rng, cut=False) for item in voices]
+        mix += [named(item, EMOTION_PROMPT, FEELS[item[1]["gt"]], rng, cut=False) for item in feelings]
     write("mix.jsonl", mix)
 
 

@@ -1,6 +1,7 @@
 """Sentences that people read aloud, cut to many lengths, as texts to synthesise.
 
     python recipes/mini/reading_texts.py TRANSCRIPTS.tsv.gz OUT.jsonl --count 14000
+    python recipes/mini/reading_texts.py TRANSCRIPTS.tsv.gz OUT.jsonl --skip 14000 --count 2000 --kokoro
 
 The input has lines `id<TAB>SENTENCE` in capitals without punctuation (LibriSpeech's transcripts).
 """
@@ -13,6 +14,8 @@ import json
 import random
 import re
 from pathlib import Path
+
+from voices import pick_kokoro
 
 
 def sentence_case(words: list[str]) -> str:
@@ -27,6 +30,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=14000)
     parser.add_argument("--skip", type=int, default=0, help="of the shuffled sentences")
+    parser.add_argument("--kokoro", action="store_true", help="each in a voice between two of Kokoro's")
     args = parser.parse_args()
     rng = random.Random(1)
     with gzip.open(args.transcripts, "rt") as file:
@@ -37,7 +41,8 @@ def main() -> None:
         low, high = rng.choices([(2, 7), (7, 15), (15, 30), (30, 45)], [22, 38, 32, 8])[0]
         length = rng.randint(low, high)
         start = 0 if rng.random() < 0.6 else rng.randint(0, max(0, len(words) - length))
-        rows.append({"id": f"read-{number:06d}", "task": "asr", "text": sentence_case(words[start : start + length])})
+        row = {"id": f"read-{number:06d}", "task": "asr", "text": sentence_case(words[start : start + length])}
+        rows.append({**row, "voice": pick_kokoro(rng)} if args.kokoro else row)
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

