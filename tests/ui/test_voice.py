@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.ui.steps import QUESTIONS, wait_for_answer
+from tests.serving.fake_backend import FakeBackend
+from tests.ui.steps import ANSWERS, QUESTIONS, ask, wait_for_answer
 
 Open = Callable[..., Any]
 
@@ -29,6 +30,51 @@ def test_hands_free(open_page: Open) -> None:
     states = page.evaluate("window.states")
     first = [states.index(state) for state in ("listening", "hearing", "thinking", "speaking")]
     assert first == sorted(first)
+
+
+def test_speaking_interrupts_an_answer(open_page: Open, slow: FakeBackend) -> None:
+    page = open_page()
+    slow.delay, cancelled = 2.0, slow.cancelled  # the microphone asks again before the answer is whole
+    page.check(".qa-handsfree", force=True)
+    page.wait_for_selector(f"{ANSWERS} .qa-note")
+    page.uncheck(".qa-handsfree", force=True)
+    page.wait_for_selector('.qa-talk[data-state="idle"]')
+    assert slow.cancelled > cancelled
+
+
+VOICES = """() => {
+    window.spoken = [];
+    window.hushed = 0;
+    const voice = { lang: 'en-US', localService: true, name: 'here' };
+    const away = { lang: 'en-US', localService: false, name: 'away' };
+    speechSynthesis.getVoices = () => [away, voice];
+    window.SpeechSynthesisUtterance = class { constructor(text) { this.text = text; } };
+    speechSynthesis.speak = (said) => {
+        window.spoken.push([said.text.trim(), said.voice.name]);
+        window.speaking = said;
+        if (!said.text.includes('forever')) setTimeout(() => said.onend(), 10);
+    };
+    speechSynthesis.cancel = () => { window.hushed += 1; };
+}"""
+
+
+def test_answers_are_read_aloud_by_sentences_until_somebody_speaks(open_page: Open) -> None:
+    page = open_page()
+    page.evaluate(VOICES)
+    page.click(".qa-gear")
+    page.check("#qa-speak input")
+    page.click(".qa-gear")
+    ask(page, "One sentence. And another! The last has no end")
+    wait_for_answer(page, "no end")
+    page.wait_for_function("window.spoken.length === 3")
+    said = ["One sentence.", "And another!", "The last has no end"]
+    assert page.evaluate("window.spoken") == [[text, "here"] for text in said]  # by a voice of this machine
+    ask(page, "This goes on forever.")
+    wait_for_answer(page, "forever", number=2)
+    page.wait_for_function("window.speaking.text.includes('forever')")
+    hushed = page.evaluate("window.hushed")
+    page.click(".qa-press")
+    page.wait_for_function("before => window.hushed > before", arg=hushed)
 
 
 @pytest.mark.parametrize(("error", "words"), REFUSALS, ids=[error for error, _ in REFUSALS])
