@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qwen2_audio.checkpoints.quantize import Int8Linear
+from qwen2_audio.kernels.graphs import attach_graphs
 from qwen2_audio.model.kv_cache import Cache, KVCache
 from qwen2_audio.model.language_model import DecoderLayer, LanguageModel, rotary_angles
 from qwen2_audio.model.linear import MOST_PACKED_BYTES, Linear, pack_linears, project
@@ -161,8 +162,9 @@ def _parts(layers: Sequence[nn.Module]) -> tuple[int, list[tuple[Any, Array, Arr
 
 
 def lay_out(model: Qwen2Audio) -> None:
-    """Make a model with its final weights ready for inference on a CPU; elsewhere this does nothing."""
+    """Make a model with its final weights ready for inference where it lies."""
     attach_steps(model.language_model)
+    attach_graphs(model.language_model)
     pack_linears(model)
 
 

@@ -1,0 +1,165 @@
+"""Captured steps give what the plain layers give. Capturing itself needs a GPU; here "replay" runs the same function on the
+same tensors again, as a graph does on the same addresses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwen2_audio import load
+from qwen2_audio.kernels.graphs import Graphs
+from qwen2_audio.model.kv_cache import KVCache, PackedRows
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from tests.tiny import VOCAB, sound, tiny_config, tiny_folder, tiny_model
+
+CPU = torch.device("cpu")
+
+
+class Again:
+    """A captured function; `count` tells how often it was captured."""
+
+    count = 0
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        run()
+        self.replay = run
+        Again.count += 1
+
+
+def attached(model: Qwen2Audio, capture: Callable[[Callable[[], None]], object] = Again) -> Graphs:
+    graphs = Graphs(model.language_model, capture, CPU)  # type: ignore[arg-type]
+    model.language_model.steps = graphs
+    return graphs
+
+
+def filled(model: Qwen2Audio, lengths: list[int], capacity: int, seed: int) -> KVCache:
+    cache = model.new_cache(len(lengths), capacity)
+    for tensor in (*cache._keys, *cache._values):
+        tensor.normal_(generator=torch.Generator().manual_seed(seed))
+    cache.lengths = list(lengths)
+    return cache
+
+
+@pytest.mark.parametrize(("seed", "gqa"), [(0, True), (1, False)])
+@pytest.mark.parametrize("lengths", [[0], [7, 300, 2], [250, 3], [40] * 5])
+def test_steps_equal_the_plain_layers(seed: int, gqa: bool, lengths: list[int]) -> None:
+    model = tiny_model(tiny_config(seed, gqa=gqa), seed)
+    graphs, caches = attached(model), [filled(model, lengths, 310, seed) for _ in "pg"]
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(24):  # past a bound of positions, and past what the cache held at first
+        ids = torch.randint(VOCAB, (len(lengths),), generator=draw)
+        with torch.inference_mode():
+            model.language_model.steps = None
+            expected = model(ids, [1] * len(ids), cache=caches[0])
+            model.language_model.steps = graphs
+            got = model(ids, [1] * len(ids), cache=caches[1], logits_at=torch.arange(len(ids)))
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        assert caches[1].lengths == caches[0].lengths
+    assert graphs.replayed > 10 and graphs.works
+
+
+def test_neighbours_in_a_larger_cache_and_rows_of_several() -> None:
+    model = tiny_model(tiny_config(2), 2)
+    graphs = attached(model)
+    for parts in ([(0, 1, 2)], [(0, 0, 1), (1, 1, 1)]):
+        results = []
+        for steps in (None, graphs):
+            model.language_model.steps = steps
+            caches = [filled(model, [4, 9, 2], 40, 1), filled(model, [30, 31], 40, 2)]
+            out = []
+            for step in range(5):
+                rows = PackedRows([(caches[which], first, count) for which, first, count in parts])
+                with torch.inference_mode():
+                    out.append(model(torch.tensor([5 + step, 6]), [1, 1], cache=rows))
+            results.append((torch.stack(out), [cache.lengths for cache in caches]))
+        torch.testing.assert_close(results[1][0], results[0][0], atol=1e-4, rtol=1e-4)
+        assert results[1][1] == results[0][1]
+    assert graphs.replayed == 3  # of the first kind only
+
+
+def test_answers_of_a_crowd_are_the_same(tmp_path: Path) -> None:
+    plain, quick = (load(tiny_folder(tmp_path / name, seed=3), device="cpu") for name in ("a", "b"))
+    plain.model.language_model.steps = None
+    graphs = attached(quick.model)
+    clips = [(sound(seconds, seed=number), 16_000) for number, seconds in enumerate((0.4, 2.0, 0.9))]
+    items = [[clip, "what is this?"] for clip in clips] + ["hello", "the dog barked at the man"]
+    for options in ({"temperature": 0.0}, {"temperature": 0.9, "seed": 5}):
+        answers = [
+            [reply.text for reply in assistant.batch(items, max_new_tokens=30, **options)]  # type: ignore[arg-type]
+            for assistant in (plain, quick)
+        ]
+        assert answers[0] == answers[1] and any(answers[0])
+    assert graphs.replayed > 0
+
+
+@pytest.mark.parametrize("kind", ["fails", "lies"])
+def test_what_cannot_be_captured_runs_plainly(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model(tiny_config(4), 4)
+
+    class Bad(Again):
+        def __init__(self, run: Callable[[], None]) -> None:
+            if kind == "fails":
+                raise RuntimeError("operation not permitted when stream is capturing")
+            self.replay = lambda: None  # nothing is computed
+
+    graphs = attached(model, Bad)
+    caches = [filled(model, [3, 5], 20, 0) for _ in "pg"]
+    with caplog.at_level(logging.WARNING), torch.inference_mode():
+        for step in range(4):
+            ids = torch.tensor([step, step + 1])
+            model.language_model.steps = None
+            expected = model(ids, [1, 1], cache=caches[0])
+            model.language_model.steps = graphs
+            torch.testing.assert_close(model(ids, [1, 1], cache=caches[1]), expected, atol=1e-5, rtol=1e-5)
+    assert not graphs.works and graphs.replayed == 0 and len(caplog.records) == 1
+
+
+def test_few_graphs_are_kept_and_short_answers_are_not_captured() -> None:
+    model = tiny_model(tiny_config(5), 5)
+    graphs, before = attached(model), Again.count
+    caches = [filled(model, [number], 64, 0) for number in range(40)]
+    with torch.inference_mode():
+        for cache in caches:
+            model(torch.tensor([1]), [1], cache=cache)
+        assert Again.count == before
+        for cache in caches:
+            for _ in range(2):
+                model(torch.tensor([1]), [1], cache=cache)
+    assert len(graphs._graphs) == 32
+
+
+def test_other_work_is_left_alone() -> None:
+    model = tiny_model(tiny_config(6), 6)
+    graphs = attached(model)
+    x = torch.zeros(2, 64)
+    assert not graphs.fits(x, [1, 1])  # gradients are on
+    with torch.inference_mode():
+        assert graphs.fits(x, [1, 1]) and not graphs.fits(x, [2]) and not graphs.fits(torch.zeros(65, 64), [1] * 65)
+        assert not graphs.fits(x.to("meta"), [1, 1])
+        model.to(torch.float64).to(torch.float32)
+        assert not graphs.fits(x, [1, 1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+def test_on_a_gpu() -> None:
+    from qwen2_audio.kernels.graphs import attach_graphs
+
+    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
+        model = tiny_model(tiny_config(0), 0).to("cuda", dtype)
+        attach_graphs(model.language_model)
+        graphs = model.language_model.steps
+        assert isinstance(graphs, Graphs)
+        caches = [filled(model, [7, 300], 310, 0) for _ in "pg"]
+        for step in range(20):
+            ids = torch.tensor([step, step + 1], device="cuda")
+            with torch.inference_mode():
+                model.language_model.steps = None
+                expected = model(ids, [1, 1], cache=caches[0])
+                model.language_model.steps = graphs
+                got = model(ids, [1, 1], cache=caches[1])
+            torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+        assert graphs.works and graphs.replayed > 10
