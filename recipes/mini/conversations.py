@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--mix-read", type=int, default=600, help="rows of read in mix.jsonl, besides all of voices")
     parser.add_argument("--mix-joined", type=int, default=1400, help="rows of joined speech in mix.jsonl")
     parser.add_argument(
-        "--mix-times", type=int, default=9, help="times that each sound and emotion stands in mix.jsonl"
+        "--mix-times", type=int, default=11, help="times that each emotion stands in mix.jsonl; sounds half as often"
     )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -232,8 +232,9 @@ def main() -> None:
         for audio, row in many + read[: args.mix_read] + joined[: args.mix_joined] + whole
     ]
     mix += [answered(audio, row, rng) for audio, row in ask] + [written(row) for _, row in ask if rng.random() < 0.3]
-    for _ in range(args.mix_times):
-        mix += [named(item, SOUND_PROMPT, SENTENCES[item[1]["gt"]], rng, cut=True) for item in sounds]
+    for time in range(args.mix_times):
+        if time % 2:  # sounds are learnt sooner
+            mix += [named(item, SOUND_PROMPT, SENTENCES[item[1]["gt"]], rng, cut=True) for item in sounds]
         mix += [named(item, EMOTION_PROMPT, FEELS[item[1]["gt"]], rng, cut=False) for item in feelings]
     write("mix.jsonl", mix)
 
