@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--pretrain-read", type=int, default=3500)
     parser.add_argument("--sft-read", type=int, default=1200)
     parser.add_argument("--mix-read", type=int, default=600, help="rows of read in mix.jsonl, besides all of voices")
+    parser.add_argument("--mix-ask", type=int, default=5000, help="spoken questions in mix.jsonl, at most")
     parser.add_argument("--mix-joined", type=int, default=1400, help="rows of joined speech in mix.jsonl")
     parser.add_argument(
         "--mix-times", type=int, default=11, help="times that each emotion stands in mix.jsonl; sounds half as often"
@@ -231,7 +232,8 @@ def main() -> None:
         read_aloud(audio, row) if rng.random() < 0.25 else transcription(audio, row["text"], rng)
         for audio, row in many + read[: args.mix_read] + joined[: args.mix_joined] + whole
     ]
-    mix += [answered(audio, row, rng) for audio, row in ask] + [written(row) for _, row in ask if rng.random() < 0.3]
+    mix += [answered(audio, row, rng) for audio, row in ask[: args.mix_ask]]
+    mix += [written(row) for _, row in ask if rng.random() < 0.3]
     for time in range(args.mix_times):
         if time % 2:  # sounds are learnt sooner
             mix += [named(item, SOUND_PROMPT, SENTENCES[item[1]["gt"]], rng, cut=True) for item in sounds]
