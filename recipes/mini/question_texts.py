@@ -47,7 +47,10 @@ def complete(
         if len(keep) < len(alive):
             if not keep:
                 break
-            cache.keep(keep)
+            for place, row in enumerate(keep):
+                if place < row:
+                    cache.copy(place, cache, row, cache.lengths[row])
+            cache.resize(len(keep))
             alive, last = [alive[i] for i in keep], last[keep]
     return out
 

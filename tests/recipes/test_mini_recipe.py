@@ -22,7 +22,7 @@ from qwen2_audio.evaluation.tasks import find_task
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.training.augment import augment
 from qwen2_audio.training.datasets import build_example
-from tests.tiny import sound
+from tests.tiny import VOCAB, sound, tiny_model
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "mini"
 
@@ -81,6 +81,20 @@ def test_questions_have_no_holes_and_the_test_is_kept_back(tmp_path: Path) -> No
     row = {"id": "x", "text": kept[0], "answer": "Rome.", "complete": True, "audio": "audio/x.flac"}
     make_folder(tmp_path / "ask", [row])
     assert make_rows(tmp_path)["sft"] == []
+
+
+def test_answers_of_a_batch_are_those_of_each_alone() -> None:
+    complete = recipe("question_texts").complete
+    model, draw = tiny_model(), random.Random(0)
+    prompts = [[draw.randrange(VOCAB) for _ in range(length)] for length in (3, 7, 2, 5)]
+    with torch.inference_mode():
+        free = [complete(model, [prompt], 12, set(), 0)[0] for prompt in prompts]
+        stop = {free[1][4], free[3][2]}  # rows end at unlike times
+        together = complete(model, prompts, 12, stop, 0)
+    for alone, row in zip(free, together, strict=True):
+        ends = [place for place, token in enumerate(alone) if token in stop]
+        assert row == alone[: ends[0] + 1 if ends else None]
+    assert len({len(row) for row in together}) > 1
 
 
 def make_folder(folder: Path, rows: list[dict[str, object]]) -> None:
