@@ -1,10 +1,13 @@
 """The average of what two training runs gave, of which one was gone on with from the other.
 
     python recipes/mini/average.py FIRST.safetensors SECOND.safetensors OUT.safetensors --share 0.5
+    python recipes/mini/average.py FIRST.safetensors SECOND.safetensors OUT.safetensors --share 0.5 --start START.safetensors
 
 Both are of the same family of solutions, so that the weights between them are good ones, often better than either (Wortsman et
 al. 2022): what the second run learnt on few rows, without all that it forgot. A matrix of lower rank in the first is taken as
 the first rows of the second's, with nothing in the others.
+
+With `--start`, from which both runs set out, the first is given that share of what the second changed (Ilharco et al. 2023).
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ def read(path: Path) -> dict[str, Tensor]:
     return {name: tensor * scale if name.endswith("lora_B") else tensor for name, tensor in tensors.items()}
 
 
-def average(first: dict[str, Tensor], second: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """(1 - share) * first + share * second."""
+def average(
+    first: dict[str, Tensor], second: dict[str, Tensor], share: float, start: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """(1 - share) * first + share * second; first + share * (second - start) where there is a start."""
     out = {}
     for name, new in second.items():
         old = first[name]
@@ -35,7 +40,7 @@ def average(first: dict[str, Tensor], second: dict[str, Tensor], share: float) -
             grown = new.clone() if name.endswith("lora_A") else torch.zeros_like(new)
             grown[tuple(slice(size) for size in old.shape)] = old
             old = grown
-        mixed = (1 - share) * old + share * new
+        mixed = old + share * (new - (old if start is None else start[name]))
         out[name] = mixed.half() if "lora_" in name else mixed
     return out
 
@@ -46,8 +51,11 @@ def main() -> None:
     parser.add_argument("second", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--share", type=float, default=0.5, help="of the second")
+    parser.add_argument("--start", type=Path, help="what both runs set out from")
     args = parser.parse_args()
-    save_file(average(read(args.first), read(args.second), args.share), args.out, metadata={"lora_scale": "1.0"})
+    start = read(args.start) if args.start else None
+    mixed = average(read(args.first), read(args.second), args.share, start)
+    save_file(mixed, args.out, metadata={"lora_scale": "1.0"})
 
 
 if __name__ == "__main__":

@@ -216,3 +216,10 @@ def test_the_average_lies_between(tmp_path: Path) -> None:
     before = 2 * first["x.lora_B"] @ first["x.lora_A"]
     torch.testing.assert_close(out["x.lora_B"] @ out["x.lora_A"], before + 0.25, atol=1e-2, rtol=1e-2)
     assert out["y.weight"].tolist() == [0.25] * 3
+
+
+def test_a_share_of_what_another_run_changed() -> None:
+    average = recipe("average").average
+    start, first, second = ({"y.weight": torch.tensor([float(value)])} for value in (1, 5, 3))
+    assert average(first, second, 0.5, start)["y.weight"].tolist() == [6.0]
+    assert average(first, second, 0.5)["y.weight"].tolist() == [4.0]
