@@ -71,6 +71,7 @@ $(VENV)/speech.ready: pyproject.toml $(VENV)/torch.ready
 # --- training mini anew; the voices also want the programs flite, espeak-ng and npm
 
 MINI := runs/mini
+export KOKORO_VOICES = $(MINI)/kokoro/package/voices
 RECIPE := $(BIN)/python recipes/mini
 # Sentences to read aloud: gzipped lines `id<TAB>SENTENCE`
 TRANSCRIPTS ?=
@@ -133,8 +134,9 @@ $(MINI)/read.jsonl: | $(VENV)/speech.ready
 	@mkdir -p $(MINI)
 	$(RECIPE)/reading_texts.py '$(TRANSCRIPTS)' $@
 
-# Slow voices, several times as quick as speech on two cores, and many
+# Many voices, but slow ones: two cores speak only a few seconds a second
 $(MINI)/many.jsonl: | $(MINI)/kokoro $(VENV)/speech.ready
+	@test -n '$(TRANSCRIPTS)' || { echo 'say what to read aloud: make mini-data TRANSCRIPTS=transcripts.tsv.gz' >&2; exit 2; }
 	$(RECIPE)/reading_texts.py '$(TRANSCRIPTS)' $@ --skip 14000 --count 2000 --kokoro
 
 $(MINI)/kokoro:
@@ -159,7 +161,7 @@ $(MINI)/prompts/manifest.jsonl: | $(VENV)/speech.ready
 
 $(MINI)/rows/sft.jsonl: $(addprefix $(MINI)/,read/manifest.jsonl many/manifest.jsonl ask/manifest.jsonl real/manifest.jsonl \
     prompts/manifest.jsonl)
-	$(RECIPE)/conversations.py $(@D) --read $(MINI)/read --voices $(MINI)/many --ask $(MINI)/ask --real $(MINI)/real \
+	$(RECIPE)/conversations.py $(@D) --read $(MINI)/read --many $(MINI)/many --ask $(MINI)/ask --real $(MINI)/real \
 	  --prompts $(MINI)/prompts --data '$(DATA)'
 
 $(MINI)/start.safetensors: $(MINI)/read/manifest.jsonl | $(MINI)/base

@@ -7,7 +7,8 @@ Both are of the same family of solutions, so that the weights between them are g
 al. 2022): what the second run learnt on few rows, without all that it forgot. A matrix of lower rank in the first is taken as
 the first rows of the second's, with nothing in the others.
 
-With `--start`, from which both runs set out, the first is given that share of what the second changed (Ilharco et al. 2023).
+With `--start`, from which both runs set out, each tensor of the first is given that share of what the second changed in it
+(Ilharco et al. 2023; of a correction's two factors that is about that share of the change). Ranks must then be the same.
 """
 
 from __future__ import annotations

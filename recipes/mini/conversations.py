@@ -1,6 +1,6 @@
 """Turn recordings into the rows of mini's stages: one JSON-lines file each.
 
-    python recipes/mini/conversations.py OUT_FOLDER --read READ --voices MANY --ask ASK --real REAL --data DATA_FOLDER
+    python recipes/mini/conversations.py OUT_FOLDER --read READ --many MANY --ask ASK --real REAL --data DATA_FOLDER
 
 - hear.jsonl: recordings with their words, for the loss of spoken tokens alone;
 - pretrain.jsonl: the base model's bare prompts: speech, sound events, emotion;
@@ -168,12 +168,12 @@ def of_voices(voices: list[Item], rng: random.Random, times: int) -> Iterable[Ro
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    for name in ("read", "voices", "ask", "real", "prompts"):
+    for name in ("read", "many", "ask", "real", "prompts"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrain-read", type=int, default=3500)
     parser.add_argument("--sft-read", type=int, default=1200)
-    parser.add_argument("--mix-read", type=int, default=600, help="rows of read in mix.jsonl, besides all of voices")
+    parser.add_argument("--mix-read", type=int, default=600, help="rows of read in mix.jsonl, besides all of many")
     parser.add_argument("--mix-ask", type=int, default=5000, help="spoken questions in mix.jsonl, at most")
     parser.add_argument("--mix-joined", type=int, default=1400, help="rows of joined speech in mix.jsonl")
     parser.add_argument(
@@ -197,7 +197,7 @@ def main() -> None:
         (args.out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         print(f"{name}: {len(rows)} rows")
 
-    read, many, ask = load(args.read), load(args.voices), load(args.ask)
+    read, many, ask = load(args.read), load(args.many), load(args.ask)
     joined, prompts = load(args.real), load(args.prompts)
     whole = [
         (audio, {**row, "text": sentence_case(row["gt"].split())})

@@ -36,6 +36,8 @@ def main() -> None:
     with gzip.open(args.transcripts, "rt") as file:
         sentences = [line.rstrip("\n").split("\t")[1].split() for line in file]
     rng.shuffle(sentences)
+    if args.skip >= len(sentences):
+        parser.error(f"--skip {args.skip} leaves none of the {len(sentences)} sentences")
     rows = []
     for number, words in enumerate(sentences[args.skip :][: args.count], args.skip):
         low, high = rng.choices([(2, 7), (7, 15), (15, 30), (30, 45)], [22, 38, 32, 8])[0]

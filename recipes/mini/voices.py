@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import subprocess
 from functools import lru_cache
@@ -28,12 +29,14 @@ _ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "
 _ESPEAK_VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f4", "f5", "steph", "andrea", "grandpa")
 
 
-KOKORO = Path("runs/mini/kokoro/package/voices")
+KOKORO = Path(os.environ.get("KOKORO_VOICES", "runs/mini/kokoro/package/voices"))
 
 
 def pick_kokoro(rng: random.Random) -> str:
     """A voice between two of Kokoro's, the first of them an English one; an accent where the second is not."""
     names = sorted(path.stem for path in KOKORO.glob("*.bin"))
+    if not names:
+        raise SystemExit(f"there are no voices in {KOKORO}; fetch them with: make runs/mini/kokoro")
     first = rng.choice([name for name in names if name[0] in "ab"])
     same = [name for name in names if name[1] == first[1] and name != first]  # a woman's or a man's, as the first
     return f"kokoro:{first}+{rng.choice(same)}:{rng.uniform(0, 0.6):.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import runpy
@@ -73,6 +74,32 @@ def test_sentences() -> None:
     assert recipe("reading_texts").sentence_case("AND THEN I SAW IT".split()) == "And then I saw it."
 
 
+def test_sentences_for_other_voices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "".join(f"{number}\tSENTENCE NUMBER {number} IS READ\n" for number in range(20))
+    (tmp_path / "texts.tsv.gz").write_bytes(gzip.compress(lines.encode()))
+    voices = ["af_one", "am_two", "bf_three", "zm_four", "zf_five"]
+    for voice in voices:
+        (tmp_path / f"{voice}.bin").touch()
+    monkeypatch.setattr(recipe("voices"), "KOKORO", tmp_path)
+
+    def made(*options: str) -> list[dict[str, str]]:
+        out = tmp_path / "out.jsonl"
+        monkeypatch.setattr(sys, "argv", ["reading_texts.py", str(tmp_path / "texts.tsv.gz"), str(out), *options])
+        recipe("reading_texts").main()
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    first, rest = made("--count", "15"), made("--skip", "15", "--kokoro")
+    assert len(first) == 15 and len(rest) == 5 and not {row["id"] for row in first} & {row["id"] for row in rest}
+    assert all("voice" not in row for row in first)
+    for row in rest:
+        kind, pair, share = row["voice"].split(":")
+        one, other = pair.split("+")
+        assert kind == "kokoro" and 0 <= float(share) <= 0.6
+        assert one[0] in "ab" and one[1] == other[1] and {one, other} <= set(voices)
+    with pytest.raises(SystemExit):
+        made("--skip", "20")
+
+
 def test_questions_have_no_holes_and_the_test_is_kept_back(tmp_path: Path) -> None:
     questions = recipe("question_texts").from_templates(3000, random.Random(0))
     assert not any("{" in question for question in questions)
@@ -105,13 +132,18 @@ def make_folder(folder: Path, rows: list[dict[str, object]]) -> None:
     (folder / "manifest.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 
 
+STAGES = ("hear", "pretrain", "sft", "mix")
+
+
 def make_rows(folder: Path) -> dict[str, list[str]]:
     """The lines of each stage's file, made from whatever folders are there."""
-    sources = [word for name in ("read", "ask", "real", "prompts") for word in (f"--{name}", str(folder / name))]
+    sources = [
+        word for name in ("read", "many", "ask", "real", "prompts") for word in (f"--{name}", str(folder / name))
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["conversations.py", str(folder / "rows"), *sources, "--data", str(folder)])
         recipe("conversations").main()
-    return {name: (folder / "rows" / f"{name}.jsonl").read_text().splitlines() for name in ("hear", "pretrain", "sft")}
+    return {name: (folder / "rows" / f"{name}.jsonl").read_text().splitlines() for name in STAGES}
 
 
 def test_rows_are_what_the_trainer_reads(tmp_path: Path, processor: Processor) -> None:
@@ -121,6 +153,7 @@ def test_rows_are_what_the_trainer_reads(tmp_path: Path, processor: Processor) -
         ]
 
     make_folder(tmp_path / "read", of("read"))
+    make_folder(tmp_path / "many", of("many"))
     make_folder(tmp_path / "real", of("real"))
     make_folder(tmp_path / "ask", of("ask", answer="Rome.", complete=True))
     make_folder(
@@ -141,6 +174,9 @@ def test_rows_are_what_the_trainer_reads(tmp_path: Path, processor: Processor) -
     labels = [json.loads(line) for line in made["pretrain"] if "esc10" in line]
     assert {row["gt"] for row in labels} == {"rain", "rooster", "chainsaw"}  # the fourth fold is held out
     assert sum("emodb" in line for line in made["pretrain"]) == 3 * 3  # of nine, six are of held-out speakers
+    mixed = "".join(made["mix"])
+    assert [mixed.count(f"../{name}/") for name in ("many", "read", "real", "ask", "librispeech_excerpt")] == [9] * 5
+    assert mixed.count("../emodb/") == 11 * 3 and mixed.count("../esc10/") == 5 * 7
 
 
 def test_digits(tmp_path: Path, processor: Processor) -> None:

@@ -1,8 +1,9 @@
 """Decode steps on a GPU as captured graphs: one launch instead of a thousand, attached to a language model that lies there.
 
 A graph is bound to addresses, so it is captured for certain rows of a certain cache, up to a bound of positions, and replayed
-while steps go on with those. Once captured it must repeat what the plain layers gave; where it does not, or where capturing
-fails, the plain layers go on alone. The plain version is `qwen2_audio.model.language_model.Decoder`.
+while steps go on with those. Its first replays are on trial: the plain layers make the same step after it, and what they give
+and write is what counts. Where the two differ, or capturing fails, the plain layers go on alone. The plain version is
+`qwen2_audio.model.language_model.Decoder`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ _MOST_ROWS = 64
 _LEAST_POSITIONS = 256
 _KEPT = 32
 """Graphs; the one that was not used for longest makes room."""
-_USES_BEFORE = 1
-"""Steps of the same kind that run plainly before they are captured: answers of a token or two are not worth it."""
+_PLAIN_STEPS = 4
+"""Of a kind, before it is captured: that costs as much as a few steps, which short answers do not bring in again."""
+_TRIALS = 2
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Between the logits of a graph and of the plain layers, whose products and attention add up in other orders."""
 
@@ -39,16 +41,25 @@ class Replay(Protocol):
     def replay(self) -> None: ...
 
 
-Capture = Callable[[Callable[[], None]], Replay]
+Capture = Callable[[Callable[[], object]], Replay]
 """Runs a function so that all it does to the device can be repeated."""
 
 
 @dataclass(slots=True)
 class _Graph:
-    replay: Callable[[], None]
+    """What was captured, and the tensors that it reads and writes, which must live as long as it."""
+
+    captured: Replay
     embeddings: Tensor
-    past: Tensor
+    rows: _FixedRows
     logits: Tensor
+    trials: int = 0
+
+    def replay(self, embeddings: Tensor, past: Sequence[int]) -> None:
+        """Make a step; its logits [rows, vocab_size] are in `logits` until the next."""
+        self.embeddings.copy_(embeddings)
+        self.rows.past.copy_(torch.tensor(past))
+        self.captured.replay()  # on the stream in use of the device that it was captured on
 
 
 class Graphs:
@@ -56,7 +67,8 @@ class Graphs:
 
     def __init__(self, model: LanguageModel, capture: Capture, device: torch.device) -> None:
         """Args: device: of the model and of the work that fits."""
-        self._model, self._capture, self._device = model, capture, device
+        self._decoder, self._head = model.model, model.lm_head  # not the model itself: it holds this
+        self._capture, self._device = capture, device
         self._norm = model.model.norm.weight.detach()  # held, so that nothing else comes to lie at its address
         self._graphs: OrderedDict[Key, _Graph] = OrderedDict()
         self._seen: OrderedDict[Key, int] = OrderedDict()
@@ -74,97 +86,117 @@ class Graphs:
             and len(lengths) <= _MOST_ROWS
             and all(count == 1 for count in lengths)
             and not torch.is_grad_enabled()
-            and self._model.model.norm.weight.data_ptr() == self._norm.data_ptr()  # not moved
+            and self._decoder.norm.weight.data_ptr() == self._norm.data_ptr()  # not moved
         )
 
     def __call__(self, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
         """Logits [n or rows, vocab_size] of embeddings [rows, hidden_size]; see `LanguageModel.forward`."""
         new = [1] * len(embeddings)
         cache.reserve(new)
-        parts = [cache.rows_of_layer(layer) for layer in range(self._model.model.config.num_hidden_layers)]
+        parts = [cache.rows_of_layer(layer) for layer in range(len(self._decoder.layers))]
         if len(parts[0]) > 1:
             return self._plain(embeddings, cache, logits_at)
-        layers = [part[0] for part in parts]
-        positions = _bound(max(cache.lengths) + 1, layers[0][0].shape[2])
-        key = (positions, *layers[0][0].shape, *(tensor.data_ptr() for layer in layers for tensor in layer))
-        graph = self._graphs.get(key)
+        graph = self._graph([part[0] for part in parts], embeddings, cache.lengths)
         if graph is None:
-            past = torch.tensor(cache.lengths, device=embeddings.device)
-            logits = self._plain(embeddings, cache, None)
-            self._seen[key] = self._seen.pop(key, 0) + 1
-            if len(self._seen) > _KEPT:
-                self._seen.popitem(last=False)
-            if self._seen[key] > _USES_BEFORE:
-                self._add(key, layers, positions, embeddings, past, logits)
-        else:
-            self._graphs.move_to_end(key)
-            graph.embeddings.copy_(embeddings)
-            graph.past.copy_(torch.tensor(cache.lengths))
-            graph.replay()
-            self.replayed += 1
-            cache.advance(new)
-            logits = graph.logits.clone()  # the next step overwrites it
-        return logits if logits_at is None else logits[logits_at]
+            return self._plain(embeddings, cache, logits_at)
+        graph.replay(embeddings, cache.lengths)
+        if graph.trials < _TRIALS:
+            return self._tried(graph, embeddings, cache, logits_at)
+        self.replayed += 1
+        cache.advance(new)
+        return graph.logits.clone() if logits_at is None else graph.logits[logits_at]  # the next step overwrites them
 
     def _plain(self, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
-        hidden = self._model.model(embeddings, [1] * len(embeddings), cache)
-        return self._model.lm_head(hidden if logits_at is None else hidden[logits_at])
+        hidden = self._decoder(embeddings, [1] * len(embeddings), cache)
+        logits: Tensor = self._head(hidden if logits_at is None else hidden[logits_at])
+        return logits
 
-    def _add(
-        self,
-        key: Key,
-        layers: list[tuple[Tensor, Tensor]],
-        positions: int,
-        embeddings: Tensor,
-        past: Tensor,
-        expected: Tensor,
-    ) -> None:
-        """Capture a step that has just been made plainly, and see whether it gives the same."""
-        rows = _FixedRows(layers, past, positions)
-        graph = _Graph(lambda: None, embeddings.clone(), past, torch.empty_like(expected))
+    def _tried(self, graph: _Graph, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
+        """The plain step, which also writes over what the graph wrote."""
+        logits = self._plain(embeddings, cache, None)
+        difference = float((graph.logits - logits).abs().max())
+        graph.logits.fill_(torch.nan)  # so that a replay without effect is noticed
+        graph.trials += 1
+        if not difference <= _TOLERANCE[logits.dtype] * max(1.0, float(logits.abs().max()) / 16):
+            self._give_up(f"a captured step differs from the plain one by {difference:.3g}")
+        return logits if logits_at is None else logits[logits_at]
 
-        def run() -> None:
-            graph.logits.copy_(self._step(graph.embeddings, rows))
+    def _graph(self, layers: list[tuple[Tensor, Tensor]], embeddings: Tensor, past: Sequence[int]) -> _Graph | None:
+        """The graph for such a step; None while there is none."""
+        positions = _bound(max(past) + 1, layers[0][0].shape[2])
+        key = (positions, *layers[0][0].shape, *(tensor.data_ptr() for layer in layers for tensor in layer))
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        seen = self._seen.pop(key, 0) + 1
+        if seen <= _PLAIN_STEPS:
+            self._seen[key] = seen
+            if len(self._seen) > _KEPT:
+                self._seen.popitem(last=False)
+            return None
+        return self._captured(
+            key, _FixedRows(torch.tensor(past, device=embeddings.device), positions), layers, embeddings
+        )
 
+    def _captured(
+        self, key: Key, rows: _FixedRows, layers: list[tuple[Tensor, Tensor]], embeddings: Tensor
+    ) -> _Graph | None:
+        x = embeddings.clone()
+        logits = torch.empty(len(x), self._head.out_features, device=x.device, dtype=x.dtype)
+        whole = _FixedCache(rows, layers)
         try:
-            graph.replay = self._capture(run).replay
-            graph.replay()
+            captured = self._capture(lambda: logits.copy_(self._step(x, whole)))
         except RuntimeError as error:
-            return self._give_up(str(error))
-        difference = float((graph.logits - expected).abs().max())
-        if not difference <= _TOLERANCE[expected.dtype] * max(1.0, float(expected.abs().max()) / 16):
-            return self._give_up(f"a captured step differs from the plain one by {difference:.3g}")
-        self._graphs[key] = graph
+            self._give_up(str(error))
+            return None
+        logits.fill_(torch.nan)
+        graph = self._graphs[key] = _Graph(captured, x, rows, logits)
         if len(self._graphs) > _KEPT:
             self._graphs.popitem(last=False)
+        return graph
 
     def _give_up(self, reason: str) -> None:
         self.works = False
         self._graphs.clear()
         _LOG.warning("steps are not captured as graphs, and slower for it: %s", reason)
 
-    def _step(self, x: Tensor, rows: _FixedRows) -> Tensor:
-        decoder = self._model.model
-        angles = rotary_angles(decoder.config, rows.past, x.dtype)
-        for layer in decoder.layers:
-            x = layer(x, angles, [1] * len(x), rows)
-        return self._model.lm_head(decoder.norm(x))
+    def _step(self, x: Tensor, cache: _FixedCache) -> Tensor:
+        angles = rotary_angles(self._decoder.config, cache.rows.past, x.dtype)
+        cache.mask = cache.rows.mask()
+        for layer in self._decoder.layers:
+            x = layer(x, angles, [1] * len(x), cache)
+        logits: Tensor = self._head(self._decoder.norm(x))
+        return logits
 
 
 class _FixedRows:
-    """Rows of a cache whose lengths lie on the device, for a step in which nothing may depend on the host."""
+    """How much rows of a cache hold, on the device, where nothing may depend on the host.
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], past: Tensor, positions: int) -> None:
-        """
-        Args:
-            layers: keys and values [rows, kv_heads, capacity, head_dim].
-            past: int64 [rows], positions that each row holds; changed from step to step.
-            positions: no row will hold more with its new one.
-        """
+    Attributes:
+        past: int64 [rows], positions that each row holds; changed from step to step.
+    """
+
+    def __init__(self, past: Tensor, positions: int) -> None:
+        """Args: positions: no row will hold more with its new one."""
         self.past = past
+        self.every = torch.arange(len(past), device=past.device)
+        self.all = torch.arange(positions, device=past.device)
+
+    def mask(self) -> Tensor:
+        """Which positions a row's new token sees, bool [rows, 1, 1, positions]."""
+        return (self.all <= self.past[:, None])[:, None, None]
+
+
+class _FixedCache:
+    """The cache for such a step; nobody holds it, and what it is of, longer than capturing takes."""
+
+    mask: Tensor
+
+    def __init__(self, rows: _FixedRows, layers: list[tuple[Tensor, Tensor]]) -> None:
+        """Args: layers: keys and values [rows, kv_heads, capacity, head_dim]."""
+        positions = len(rows.all)
+        self.rows = rows
         self._layers = [(keys[:, :, :positions], values[:, :, :positions]) for keys, values in layers]
-        self._rows = torch.arange(len(past), device=past.device)
-        self._all = torch.arange(positions, device=past.device)
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -179,10 +211,10 @@ class _FixedRows:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, new: Sequence[int]) -> Tensor:
         """See `KVCache.attend`; `new` is one for each row."""
         keys, values = self._layers[layer]
-        keys[self._rows, :, self.past], values[self._rows, :, self.past] = key, value
-        mask = (self._all <= self.past[:, None])[:, None, None]
+        every, past = self.rows.every, self.rows.past
+        keys[every, :, past], values[every, :, past] = key, value
         grouped = query.shape[1] != keys.shape[1]
-        return scaled_dot_product_attention(query[:, :, None], keys, values, mask, enable_gqa=grouped)[:, :, 0]
+        return scaled_dot_product_attention(query[:, :, None], keys, values, self.mask, enable_gqa=grouped)[:, :, 0]
 
     def advance(self, new: Sequence[int]) -> None:
         """The caller's cache keeps count."""
@@ -201,16 +233,17 @@ def attach_graphs(model: LanguageModel) -> None:
     if device.type != "cuda":
         return
     pool = torch.cuda.graph_pool_handle()  # one for all: what a graph gives is copied before the next one runs
+    side = torch.cuda.Stream(device)
 
-    def capture(run: Callable[[], None]) -> Replay:
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            run()  # what libraries set up at their first call must not be captured
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            run()
+    def capture(run: Callable[[], object]) -> Replay:
+        with torch.cuda.device(device):
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                run()  # what libraries set up at their first call must not be captured
+            torch.cuda.current_stream(device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                run()
         return graph
 
     model.steps = Graphs(model, capture, device)

@@ -17,7 +17,7 @@ from qwen2_audio.checkpoints.quantize import Int8Linear
 from qwen2_audio.kernels.graphs import attach_graphs
 from qwen2_audio.model.kv_cache import Cache, KVCache
 from qwen2_audio.model.language_model import DecoderLayer, LanguageModel, rotary_angles
-from qwen2_audio.model.linear import MOST_PACKED_BYTES, Linear, pack_linears, project
+from qwen2_audio.model.linear import Linear, align_linears, pack_linears, project
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _FEW_ROWS = 4
 """So many are multiplied while the weights are read once; with more, float32 goes in tiles, int8 to torch."""
 _LEAST_SHARED = 512
 """Positions to attend to, of all rows, from which on the threads share the attention."""
-_CACHE_LINE = 64
 
 
 class Steps:
@@ -163,14 +162,14 @@ def _parts(layers: Sequence[nn.Module]) -> tuple[int, list[tuple[Any, Array, Arr
 
 def lay_out(model: Qwen2Audio) -> None:
     """Make a model with its final weights ready for inference where it lies."""
+    align_linears(model)
+    pack_linears(model)
     attach_steps(model.language_model)
     attach_graphs(model.language_model)
-    pack_linears(model)
 
 
 def attach_steps(model: LanguageModel) -> None:
-    """Let decode steps run by compiled code where that can be: on a CPU, in float32 or int8, with the package numba. Comes
-    before `pack_linears`, because it may move weights."""
+    """Let decode steps run by compiled code where that can be: on a CPU, in float32 or int8, with the package numba."""
     model.steps = None
     linears = [module for module in model.modules() if isinstance(module, Linear | Int8Linear)]
     if find_spec("numba") is None or not all(map(_readable, linears)):
@@ -181,19 +180,9 @@ def attach_steps(model: LanguageModel) -> None:
         _LOG.warning(_WITHOUT, error)
         return
     if decode_cpu.can_share_work():
-        _align([layer for layer in linears if isinstance(layer, Linear)])
         model.steps = Steps(model, decode_cpu)
     else:
         _LOG.warning(_WITHOUT, "it finds no OpenMP (on Debian the package libgomp1)")
-
-
-def _align(layers: Sequence[Linear]) -> None:
-    """Copy weights that a file is mapped to at an odd place: a vector that lies across two lines of the processor's cache is
-    read a quarter more slowly. Not those of large models, as in `pack_linears`."""
-    if sum(layer.weight.nbytes for layer in layers) <= MOST_PACKED_BYTES:
-        for layer in layers:
-            if layer.weight.data_ptr() % _CACHE_LINE:
-                layer.weight.data = layer.weight.data.clone()
 
 
 def _readable(layer: Linear | Int8Linear) -> bool:

@@ -2,7 +2,7 @@
 
 On x86 CPUs in float32 this nearly halves the time of a decode step: the stock product of a single row reads the weights at
 a fraction of the memory's speed. Layers with the same input (q, k and v; gate and up) are multiplied as one. Where the
-weights are memory-mapped the first copy need not stay in memory.
+weights are memory-mapped, and lie well, the first copy need not stay in memory.
 """
 
 from __future__ import annotations
@@ -84,10 +84,26 @@ MOST_PACKED_BYTES = 4 << 30
 """Larger models stay as they are: where their weights are not memory-mapped, a second copy would cost too much memory."""
 
 
+_CACHE_LINE = 64
+
+
+def align_linears(model: nn.Module) -> None:
+    """Copy weights on a CPU that a file is mapped to at an odd place: a vector that lies across two lines of the processor's
+    cache is read a quarter more slowly. Not in models too large for `pack_linears`, before which this comes."""
+    for layer in _small(model):
+        if layer.weight.device.type == "cpu" and layer.weight.data_ptr() % _CACHE_LINE:
+            layer.weight.data = layer.weight.data.clone()
+
+
+def _small(model: nn.Module) -> list[Linear]:
+    """The linear layers of a model that is small enough for copies."""
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    return layers if sum(layer.weight.nbytes for layer in layers) <= MOST_PACKED_BYTES else []
+
+
 def pack_linears(model: nn.Module) -> None:
     """Prepare all linear layers for inference on the CPU in float32; anywhere else this does nothing."""
-    size = sum(module.weight.nbytes for module in model.modules() if isinstance(module, Linear))
-    if not torch.backends.mkldnn.is_available() or size > MOST_PACKED_BYTES:
+    if not torch.backends.mkldnn.is_available() or not _small(model):
         return
     for parent in model.modules():
         for group in groups(parent):
