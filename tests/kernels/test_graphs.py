@@ -156,12 +156,10 @@ def test_what_a_graph_reads_lives_as_long_as_it_and_caches_do_not() -> None:
     graphs = attached(model, Real)
     layers = model.language_model.model.config.num_hidden_layers
     cache = filled(model, [3], 40, 0)
-    graph = graphs._captured(
-        (0,),
-        module._FixedRows(torch.tensor([3]), 40),
-        [cache.rows_of_layer(n)[0] for n in range(layers)],
-        torch.zeros(1, model.config.text.hidden_size),
-    )
+    rows, x = module._FixedRows(torch.tensor([3]), 40), torch.zeros(1, model.config.text.hidden_size)
+    with torch.inference_mode():
+        graph = graphs._captured((0,), rows, [cache.rows_of_layer(layer)[0] for layer in range(layers)], x)
+    del rows
     assert graph is not None
     assert [reference() is not None for reference in seen] == [True, True, True, False]
     gone = weakref.ref(model.language_model)

@@ -9,11 +9,12 @@ product as it was (Ashkboos et al. 2024, "QuaRot").
 
 from __future__ import annotations
 
+import ctypes
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -169,6 +170,10 @@ def put_into_int8(model: nn.Module, ready: dict[str, Int8Rows] | None = None) ->
     with warnings.catch_warnings(), workers() as pool:
         warnings.simplefilter("ignore", UserWarning)  # of torch, that tensors made for these kernels will go one day
         list(pool.map(lambda task: pack(*task), tasks))
+    with suppress(
+        AttributeError, OSError, TypeError
+    ):  # the C library of Linux keeps what was freed between what is used
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

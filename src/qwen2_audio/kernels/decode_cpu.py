@@ -167,7 +167,8 @@ def _store(out: Array, place: int, bias: Array, a: float, b: float, c: float, d:
 
 @njit(**{**_OPTIONS, "fastmath": {"contract", "nsz"}})
 def exponentials(x: Array) -> None:
-    """exp(x) in place of x [n], to two units in the last place for what is not below 1e-37; smaller results are about that.
+    """exp(x) in place of x [n], to two units in the last place for what is not below 1e-37; smaller results are about that, and
+    what is not a number need not stay so.
 
     2^k * exp(r) with |r| <= ln(2) / 2, whose series ends after eight terms; without branches, so that it is vectorised,
     which calls of the C library are not.
