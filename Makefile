@@ -73,7 +73,7 @@ $(VENV)/speech.ready: pyproject.toml $(VENV)/torch.ready
 MINI := runs/mini
 export KOKORO_VOICES = $(MINI)/kokoro/package/voices
 RECIPE := $(BIN)/python recipes/mini
-# Sentences to read aloud: gzipped lines `id<TAB>SENTENCE`
+# Sentences to read aloud, 14,001 or more: gzipped lines `id<TAB>SENTENCE`
 TRANSCRIPTS ?=
 # A folder with real recordings: librispeech_excerpt, esc10, emodb, each with a manifest.jsonl (see recipes/mini/conversations.py)
 DATA ?=

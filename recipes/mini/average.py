@@ -41,6 +41,8 @@ def average(
             grown = new.clone() if name.endswith("lora_A") else torch.zeros_like(new)
             grown[tuple(slice(size) for size in old.shape)] = old
             old = grown
+        if start is not None and start[name].shape != new.shape:
+            raise SystemExit(f"{name} has the shape {[*start[name].shape]} in the start, {[*new.shape]} in the second")
         mixed = old + share * (new - (old if start is None else start[name]))
         out[name] = mixed.half() if "lora_" in name else mixed
     return out

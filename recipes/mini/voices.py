@@ -36,7 +36,7 @@ def pick_kokoro(rng: random.Random) -> str:
     """A voice between two of Kokoro's, the first of them an English one; an accent where the second is not."""
     names = sorted(path.stem for path in KOKORO.glob("*.bin"))
     if not names:
-        raise SystemExit(f"there are no voices in {KOKORO}; fetch them with: make runs/mini/kokoro")
+        raise SystemExit(f"there are no voices in {KOKORO}; fetch them with: make {KOKORO.parents[1]}")
     first = rng.choice([name for name in names if name[0] in "ab"])
     same = [name for name in names if name[1] == first[1] and name != first]  # a woman's or a man's, as the first
     return f"kokoro:{first}+{rng.choice(same)}:{rng.uniform(0, 0.6):.2f}"

@@ -103,6 +103,21 @@ class Ours:
         return joined(runs)
 
 
+class Plain(Ours):
+    """This package, its decode steps neither compiled nor captured."""
+
+    name = "plain steps"
+
+    def run(self, scenario: Scenario) -> Times:
+        """See `Side`."""
+        network = self._engine.model.language_model
+        network.steps, steps = None, network.steps
+        try:
+            return super().run(scenario)
+        finally:
+            network.steps = steps
+
+
 def _crowd(engine: Engine, requests: Sequence[Request]) -> Iterator[Step]:
     batch = ContinuousBatch(engine)
     for index, request in enumerate(requests):

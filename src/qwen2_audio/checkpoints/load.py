@@ -89,9 +89,10 @@ def load_model(
     found = _Found({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     rounded = frozenset(int8_weights(model)) if int8 else frozenset()
     files = weight_files(folder)
+    _read_ahead(files[:1])
     with workers() as pool:
         for count, file in enumerate(files, 1):
-            _read_ahead(files[count - 1 : count + 1])
+            _read_ahead(files[count : count + 1])
             waiting: dict[str, Future[Int8Rows]] = {}
             for source, tensor in _tensors(file, torch.device(device), apart=int8):
                 name = found.place_of(source, tensor)

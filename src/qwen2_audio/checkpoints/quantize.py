@@ -170,10 +170,10 @@ def put_into_int8(model: nn.Module, ready: dict[str, Int8Rows] | None = None) ->
     with warnings.catch_warnings(), workers() as pool:
         warnings.simplefilter("ignore", UserWarning)  # of torch, that tensors made for these kernels will go one day
         list(pool.map(lambda task: pack(*task), tasks))
-    with suppress(
-        AttributeError, OSError, TypeError
-    ):  # the C library of Linux keeps what was freed between what is used
-        ctypes.CDLL(None).malloc_trim(0)
+    del tasks, places
+    # the C library of Linux keeps what was freed between what is in use
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 @contextmanager

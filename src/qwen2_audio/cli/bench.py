@@ -35,6 +35,7 @@ def bench(
         list[float] | None, typer.Option(min=0.1, max=30, help="Only single clips of so many seconds; may be repeated.")
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Measure only this package.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Also this package without quicker decode steps.")] = False,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Also transformers with a static cache, compiled.")
     ] = False,
@@ -61,7 +62,7 @@ def bench(
     with ExitStack() as held:
         folder = _folder(model, random, runtime.dtype, held)
         assistant, loaded = _load(folder, runtime)
-        sides = _sides(assistant, runtime, alone=alone, compiled=compiled, servers=server or [])
+        sides = _sides(assistant, runtime, alone=alone, plain=plain, compiled=compiled, servers=server or [])
         with patience("measuring the machine"):
             machine = measure_machine(runtime)
         config = assistant.model.config
@@ -109,11 +110,13 @@ def _load(folder: Path, runtime: Runtime) -> tuple[Assistant, float]:
     return assistant, time.perf_counter() - started
 
 
-def _sides(assistant: Assistant, runtime: Runtime, *, alone: bool, compiled: bool, servers: list[str]) -> list[Side]:
+def _sides(
+    assistant: Assistant, runtime: Runtime, *, alone: bool, plain: bool, compiled: bool, servers: list[str]
+) -> list[Side]:
     from qwen2_audio.bench.server_side import Server
-    from qwen2_audio.bench.sides import Ours
+    from qwen2_audio.bench.sides import Ours, Plain
 
-    sides: list[Side] = [Ours(assistant)]
+    sides: list[Side] = [Ours(assistant), *([Plain(assistant)] if plain else [])]
     if not alone:
         from qwen2_audio.bench.transformers_side import Transformers
 

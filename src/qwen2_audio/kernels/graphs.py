@@ -29,8 +29,9 @@ _KEPT = 32
 _PLAIN_STEPS = 4
 """Of a kind, before it is captured: that costs as much as a few steps, which short answers do not bring in again."""
 _TRIALS = 2
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
-"""Between the logits of a graph and of the plain layers, whose products and attention add up in other orders."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
+"""Between the logits of a graph and of the plain layers, whose attention adds up in another order: root mean square of the
+difference of a row, of that of its logits."""
 
 Key = tuple[int, ...]
 
@@ -72,6 +73,7 @@ class Graphs:
         self._norm = model.model.norm.weight.detach()  # held, so that nothing else comes to lie at its address
         self._graphs: OrderedDict[Key, _Graph] = OrderedDict()
         self._seen: OrderedDict[Key, int] = OrderedDict()
+        self._logits: dict[int, Tensor] = {}  # of so many rows; what a graph gives is copied before the next one runs
         self.works = True
         self.replayed = 0
 
@@ -113,12 +115,16 @@ class Graphs:
 
     def _tried(self, graph: _Graph, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
         """The plain step, which also writes over what the graph wrote."""
-        logits = self._plain(embeddings, cache, None)
-        difference = float((graph.logits - logits).abs().max())
+        tried = graph.logits.clone()
         graph.logits.fill_(torch.nan)  # so that a replay without effect is noticed
-        graph.trials += 1
-        if not difference <= _TOLERANCE[logits.dtype] * max(1.0, float(logits.abs().max()) / 16):
-            self._give_up(f"a captured step differs from the plain one by {difference:.3g}")
+        logits = self._plain(embeddings, cache, None)
+        difference = float(((tried - logits).float().norm(dim=-1) / logits.float().norm(dim=-1)).max())
+        if bool(logits.isfinite().all()):
+            graph.trials += 1
+            if not difference <= _TOLERANCE[logits.dtype]:
+                self._give_up(
+                    f"the logits of a captured step differ from those of the plain one by {difference:.2g} of them"
+                )
         return logits if logits_at is None else logits[logits_at]
 
     def _graph(self, layers: list[tuple[Tensor, Tensor]], embeddings: Tensor, past: Sequence[int]) -> _Graph | None:
@@ -141,11 +147,16 @@ class Graphs:
     def _captured(
         self, key: Key, rows: _FixedRows, layers: list[tuple[Tensor, Tensor]], embeddings: Tensor
     ) -> _Graph | None:
-        x = embeddings.clone()
-        logits = torch.empty(len(x), self._head.out_features, device=x.device, dtype=x.dtype)
         whole = _FixedCache(rows, layers)
         try:
+            x = embeddings.clone()
+            if len(x) not in self._logits:
+                self._logits[len(x)] = x.new_empty(len(x), self._head.out_features)
+            logits = self._logits[len(x)]
             captured = self._capture(lambda: logits.copy_(self._step(x, whole)))
+        except torch.OutOfMemoryError:  # perhaps there is more another time
+            self._graphs.clear()
+            return None
         except RuntimeError as error:
             self._give_up(str(error))
             return None
@@ -236,11 +247,14 @@ def attach_graphs(model: LanguageModel) -> None:
     side = torch.cuda.Stream(device)
 
     def capture(run: Callable[[], object]) -> Replay:
-        with torch.cuda.device(device):
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                run()  # what libraries set up at their first call must not be captured
-            torch.cuda.current_stream(device).wait_stream(side)
+        current = torch.cuda.current_stream(device)
+        with torch.cuda.device(device), torch.cuda.stream(current):  # which is in use again whatever fails
+            side.wait_stream(current)
+            try:
+                with torch.cuda.stream(side):
+                    run()  # what libraries set up at their first call must not be captured
+            finally:
+                current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                 run()

@@ -162,7 +162,8 @@ def _parts(layers: Sequence[nn.Module]) -> tuple[int, list[tuple[Any, Array, Arr
 
 def lay_out(model: Qwen2Audio) -> None:
     """Make a model with its final weights ready for inference where it lies."""
-    align_linears(model)
+    if find_spec("numba") is not None:
+        align_linears(model.language_model)
     pack_linears(model)
     attach_steps(model.language_model)
     attach_graphs(model.language_model)
