@@ -34,7 +34,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore")  # transformers' own
 def test_both_sides(folder: Path, tmp_path: Path) -> None:
     picture = tmp_path / "curve.svg"
-    arguments = ["bench", "--model", str(folder), "--runs", "2", "--json", "--plot", str(picture)]
+    arguments = ["bench", "--model", str(folder), "--runs", "2", "--plain", "--json", "--plot", str(picture)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -53,7 +53,7 @@ def test_both_sides(folder: Path, tmp_path: Path) -> None:
         "2 streams of 1 to 2 s, 3 tokens: all",
     ]
     for row in report["figures"]:
-        assert row["ratio"].keys() == {"transformers"}
+        assert row["ratio"].keys() == {"plain steps", "transformers"}
         assert all(0 < side["low"] <= side["median"] <= side["high"] for side in row["seconds"].values())
     assert picture.read_text().lstrip().startswith("<?xml")
 
