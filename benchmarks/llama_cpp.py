@@ -150,6 +150,9 @@ def server(file: Path, args: argparse.Namespace) -> Any:
     params.n_parallel = 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
     params.cache_ram_mib = 0
+    params.cpuparams.poll = params.cpuparams_batch.poll = (
+        0  # its threads must not wait by turning round while ours work
+    )
     if file.stem.endswith("-F32"):  # else keys and values are float16, and near ties fall otherwise
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.verbosity = 0
