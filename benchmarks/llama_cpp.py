@@ -16,13 +16,13 @@ import json
 import statistics
 import time
 import zlib
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
-import xllamacpp
 
 from qwen2_audio import load
 from qwen2_audio.checkpoints.hub import find_checkpoint
@@ -48,6 +48,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     folder = Path(find_checkpoint(args.model))
     tokenizer = load_tokenizer(folder)
+    ends = [tokenizer.id_of("<|endoftext|>"), tokenizer.id_of("<|im_end|>"), tokenizer.id_of("<|im_start|>")]
     draw = torch.Generator().manual_seed(0)
     for dtype, kind in _KINDS.items():
         model = load(
@@ -58,13 +59,14 @@ def main() -> None:
         file = args.folder / f"{folder.name}-{zlib.crc32(repr(state).encode()):08x}-{kind.name}.gguf"
         if not file.exists():
             write_gguf(load(folder, device="cpu", dtype="float32").engine.model, tokens_of(folder), file, kind)
-        theirs = server(file, args)
+        sizes = (args.prompt, args.tokens, args.threads)
+        theirs = get_context("spawn").Pool(1, _start, (str(file), *sizes))  # its own process: both bring an OpenMP
         rounds: list[tuple[list[float], list[float]]] = []
         same = 0
         for number in range(args.rounds + 1):  # the first warms up
             prompt = torch.randint(config.vocab_size - 300, (args.prompt,), generator=draw).tolist()
-            ours_ids, *ours_times = run_ours(model, prompt, args.tokens)
-            text, *their_times = run_theirs(theirs, prompt, args.tokens)
+            ours_ids, *ours_times = run_ours(model, prompt, args.tokens, ends)
+            text, *their_times = theirs.apply(_ask, (prompt, args.tokens))
             same += number > 0 and tokenizer.decode(ours_ids, skip_special=True) == text
             if number:
                 rounds.append((ours_times, their_times))
@@ -143,44 +145,46 @@ def _their_name(name: str) -> str:
     return f"blk.{layer}.{_NAMES[inner]}.{end}"
 
 
-def server(file: Path, args: argparse.Namespace) -> Any:
+_server: Any = None
+
+
+def _start(file: str, prompt: int, tokens: int, threads: int) -> None:
+    import xllamacpp
+
+    global _server
     params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    params.n_ctx = args.prompt + args.tokens + 64
+    params.model.path = file
+    params.n_ctx = prompt + tokens + 64
     params.n_parallel = 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.cache_ram_mib = 0
-    params.cpuparams.poll = params.cpuparams_batch.poll = (
-        0  # its threads must not wait by turning round while ours work
-    )
-    if file.stem.endswith("-F32"):  # else keys and values are float16, and near ties fall otherwise
+    if file.endswith("-F32.gguf"):  # else keys and values are float16, and near ties fall otherwise
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.verbosity = 0
-    return xllamacpp.Server(params)
+    _server = xllamacpp.Server(params)
 
 
-def run_theirs(theirs: Any, prompt: list[int], count: int) -> tuple[str, float, float]:
+def _ask(prompt: list[int], count: int) -> tuple[str, float, float]:
     """Text, seconds of the prompt (with its first token), seconds of a step; as llama.cpp times them."""
     asked = {"prompt": prompt, "n_predict": count, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
-    answer = theirs.handle_completions(asked)
+    answer = _server.handle_completions(asked)
     timed = answer["timings"]
-    return (
-        answer["choices"][0]["text"],
-        timed["prompt_ms"] / 1e3,
-        timed["predicted_ms"] / 1e3 / (timed["predicted_n"] - 1),
-    )
+    step = timed["predicted_ms"] / 1e3 / (timed["predicted_n"] - 1)
+    return answer["choices"][0]["text"], timed["prompt_ms"] / 1e3, step
 
 
 @torch.inference_mode()
-def run_ours(model: Qwen2Audio, prompt: list[int], count: int) -> tuple[list[int], float, float]:
-    """Tokens, and the same times of our layers, to the greedy choice."""
+def run_ours(model: Qwen2Audio, prompt: list[int], count: int, ends: list[int]) -> tuple[list[int], float, float]:
+    """Tokens, and the same times of our layers, to the greedy choice among tokens that do not end an answer."""
     cache = model.new_cache(1, len(prompt) + count)
     started = time.perf_counter()
     logits = model(torch.tensor(prompt), [len(prompt)], cache=cache, logits_at=torch.tensor([len(prompt) - 1]))
+    logits[:, ends] = -torch.inf
     found = [int(logits[-1].argmax())]
     first = time.perf_counter()
     while len(found) < count:
         logits = model(torch.tensor(found[-1:]), [1], cache=cache)
+        logits[:, ends] = -torch.inf
         found.append(int(np.argmax(logits[-1].numpy())))
     return found, first - started, (time.perf_counter() - first) / (count - 1)
 

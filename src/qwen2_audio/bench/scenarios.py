@@ -44,12 +44,12 @@ MIXED = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0)
 
 
 def standard(tokens: int, *, quick: bool = False, clips: Sequence[float] = ()) -> list[Scenario]:
-    """The report's scenarios; `quick`: only single clips and a batch; `clips`: only single clips of so many seconds."""
+    """The report's scenarios; `quick`: only single clips and batches; `clips`: only single clips of so many seconds."""
     lengths = (2.0, 5.0, 15.0) if quick else (2.0, 5.0, 15.0, 30.0)
     chosen = [Scenario((seconds,), tokens) for seconds in clips or lengths]
     if clips:
         return chosen
-    chosen += [Scenario(MIXED * 2, tokens)]
+    chosen += [Scenario(MIXED, tokens), Scenario(MIXED * 2, tokens)]
     if not quick:
         chosen += [Scenario((5.0,) * 8, tokens), Scenario((5.0,), 4 * tokens)]
         chosen += [Scenario((10.0,) * 3, tokens, "shared"), Scenario((5.0,) * 4, tokens, "turns")]

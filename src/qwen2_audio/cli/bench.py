@@ -30,7 +30,9 @@ def bench(
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Counted runs of each scenario, after one warm-up.")] = 3,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 33,
-    quick: Annotated[bool, typer.Option("--quick", help="Only clips of 2, 5 and 15 s, and a batch of 16.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only clips of 2, 5 and 15 s, and batches of 8 and 16.")
+    ] = False,
     clip: Annotated[
         list[float] | None, typer.Option(min=0.1, max=30, help="Only single clips of so many seconds; may be repeated.")
     ] = None,
