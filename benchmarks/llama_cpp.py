@@ -4,9 +4,8 @@
     python benchmarks/llama_cpp.py --rounds 5
 
 The language model of a checkpoint is written as GGUF files (float32, and Q8_0 made by the package gguf) into --folder, once.
-Both sides read the same random tokens and go on greedily; how often the text is the same is printed (in float32 always, but for
-ties). Printed are medians and, as
-`ratio`, llama.cpp's time by ours: above 1 we are quicker.
+Both sides read the same random tokens and go on greedily. Printed are medians, as `ratio` llama.cpp's time by ours (above 1 we
+are quicker), and how often the text is the same: in float32 always, but for ties.
 """
 
 from __future__ import annotations
@@ -26,20 +25,11 @@ import torch
 
 from qwen2_audio import load
 from qwen2_audio.checkpoints.hub import find_checkpoint
+from qwen2_audio.checkpoints.mini_parts import GGUF_LAYER_NAMES
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.tokenizer import load_tokenizer
 
-_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
+_NAMES = {ours: theirs for theirs, ours in GGUF_LAYER_NAMES.items()}
 _KINDS = {"float32": gguf.GGMLQuantizationType.F32, "int8": gguf.GGMLQuantizationType.Q8_0}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qwen2_audio.config import AudioConfig, TextConfig
 
-_GGUF_LAYER_NAMES = {
+GGUF_LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -72,7 +72,7 @@ class GgufLanguageModel:
         }
         out["lm_head.weight"] = out["model.embed_tokens.weight"]
         for layer in range(config.num_hidden_layers):
-            for theirs, ours in _GGUF_LAYER_NAMES.items():
+            for theirs, ours in GGUF_LAYER_NAMES.items():
                 weight = self._tensor(f"blk.{layer}.{theirs}.weight")
                 prefix = f"model.layers.{layer}.{ours}"
                 if theirs == "attn_q":

@@ -1,4 +1,4 @@
-"""Decode steps on a GPU as captured graphs: one launch instead of a thousand, attached to a language model that lies there.
+"""Decode steps on a GPU as captured graphs: one launch instead of many, attached to a language model that lies there.
 
 A graph is bound to addresses, so it is captured for certain rows of a certain cache, up to a bound of positions, and replayed
 while steps go on with those. Its first replays are on trial: the plain layers make the same step after it, and what they give

@@ -89,7 +89,7 @@ _CACHE_LINE = 64
 
 def align_linears(model: nn.Module) -> None:
     """Copy float32 weights on a CPU that a file is mapped to at an odd place: a vector that lies across two lines of the
-    processor's cache is read a quarter more slowly. Comes before `pack_linears`, and as it leaves large models alone."""
+    processor's cache is read more slowly. Comes before `pack_linears`, and as it leaves large models alone."""
     for layer in _small(model):
         weight = layer.weight
         if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.data_ptr() % _CACHE_LINE:
