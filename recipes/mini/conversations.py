@@ -5,8 +5,8 @@
 - hear.jsonl: recordings with their words, for the loss of spoken tokens alone;
 - pretrain.jsonl: the base model's bare prompts: speech, sound events, emotion;
 - sft.jsonl: conversations: transcription, spoken questions, questions about sounds, speakers, emotions; several turns;
-- mix.jsonl: both kinds of prompts together, all sentences of MANY, sounds and emotions much oftener, a sound mostly as a stretch
-  of 1.5 to 4 s; what they are called counts more than the words of long answers.
+- mix.jsonl: both kinds of prompts together, all sentences of MANY, sounds and emotions much oftener, a sound mostly as a
+  stretch of 1.5 to 4 s; what they are called counts more than the words of long answers.
 
 Every folder holds a manifest.jsonl. DATA_FOLDER has `librispeech_excerpt`, `esc10` and `emodb`; of each only the part for
 training is used. OUT_FOLDER must lie where all of them can be reached by relative paths.
