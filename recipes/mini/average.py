@@ -1,7 +1,8 @@
-"""The average of what two training runs gave, of which one was gone on with from the other.
+"""The average of what two training runs gave, of which one was gone on with from the other; or less of one.
 
     python recipes/mini/average.py FIRST.safetensors SECOND.safetensors OUT.safetensors --share 0.5
     python recipes/mini/average.py FIRST.safetensors SECOND.safetensors OUT.safetensors --share 0.5 --start START.safetensors
+    python recipes/mini/average.py RUN.safetensors RUN.safetensors OUT.safetensors --encoder 0.5
 
 Both are of the same family of solutions, so that the weights between them are good ones, often better than either (Wortsman et
 al. 2022): what the second run learnt on few rows, without all that it forgot. A matrix of lower rank in the first is taken as
@@ -9,6 +10,9 @@ the first rows of the second's, with nothing in the others.
 
 With `--start`, from which both runs set out, each tensor of the first is given that share of what the second changed in it
 (Ilharco et al. 2023; of a correction's two factors that is about that share of the change). Ranks must then be the same.
+
+With `--encoder`, the result's encoder goes back towards Whisper's own and keeps that share of what it learnt: what it hears of
+unfamiliar speakers suffers from what it learnt of few (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 from __future__ import annotations
@@ -48,6 +52,17 @@ def average(
     return out
 
 
+def keep_of_encoder(tensors: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The same with that share of the encoder's corrections, which must be all that was trained of it."""
+    if not 0 <= share <= 1:
+        raise SystemExit(f"--encoder must be from 0 to 1, got {share}")
+    whole = [name for name in tensors if name.startswith("audio_tower.") and not name.endswith(("lora_A", "lora_B"))]
+    if whole and share < 1:
+        raise SystemExit(f"--encoder goes with corrections of low rank, and {whole[0]} is whole; leave it out")
+    ours = {name for name in tensors if name.startswith("audio_tower.") and name.endswith("lora_B")}
+    return {name: (tensor * share if name in ours else tensor) for name, tensor in tensors.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path)
@@ -55,10 +70,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--share", type=float, default=0.5, help="of the second")
     parser.add_argument("--start", type=Path, help="what both runs set out from")
+    parser.add_argument("--encoder", type=float, default=1.0, help="share that stays of what the encoder learnt")
     args = parser.parse_args()
     start = read(args.start) if args.start else None
     mixed = average(read(args.first), read(args.second), args.share, start)
-    save_file(mixed, args.out, metadata={"lora_scale": "1.0"})
+    save_file(keep_of_encoder(mixed, args.encoder), args.out, metadata={"lora_scale": "1.0"})
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def main() -> None:
         "--faithful", type=Path, help="ESC-10: answers that contradict the recording, on the held-out fold"
     )
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--quantize", default="none", help="none or int8: how the weights lie in memory")
+    parser.add_argument("--quantize", default="none", help="none, int8, int4, fp8: how the weights lie in memory")
     args = parser.parse_args()
     if not any((args.read, args.ask, args.sounds, args.emotions, args.faithful)):
         sys.exit("say what to measure: --read, --ask, --sounds, --emotions, --faithful")

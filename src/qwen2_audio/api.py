@@ -12,6 +12,7 @@ from qwen2_audio.checkpoints.hub import find_checkpoint
 from qwen2_audio.checkpoints.load import load_config, load_model, read_json, weight_files
 from qwen2_audio.checkpoints.merge import merge_trained, own_weights
 from qwen2_audio.checkpoints.quantize import is_int8, put_into_int8
+from qwen2_audio.checkpoints.quantize_gpu import is_rounded, round_language_model
 from qwen2_audio.checkpoints.save import save
 from qwen2_audio.errors import UsageError
 from qwen2_audio.generation.engine import Engine, Request
@@ -216,10 +217,12 @@ class Assistant:
 
         Raises:
             CheckpointError: the folder exists, or cannot be written.
-            UsageError: the model was loaded in int8, which that layout does not know.
+            UsageError: the model was loaded quantised, which that layout does not know.
         """
-        if is_int8(self.engine.model):
-            raise UsageError("a model in int8 cannot be saved, its weights were rounded; load it with quantize='none'")
+        if is_int8(self.engine.model) or is_rounded(self.engine.model):
+            raise UsageError(
+                "a quantised model cannot be saved, its weights were rounded; load it with quantize='none'"
+            )
         save(self.engine.model, Path(os.path.expanduser(folder)), source=self.folder)
 
     def options(self, given: Options) -> GenerationOptions:
@@ -313,7 +316,8 @@ def load(
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16", "float16".
         quantize: "none"; "int8": on a CPU, a quarter of float32's memory and several times its speed, slightly less exact;
-            "auto": int8 where the CPU has instructions for it, no dtype was asked for and the model is not tiny.
+            "int8", "int4", "fp8" on CUDA: the language model's weights, by torchao; "auto": int8 where the CPU has instructions
+            for it, no dtype was asked for and the model is not tiny.
         revision: branch, tag or commit of a hub model.
         offline: use only what is on this machine.
         key_variable: the environment variable with the key of a server, in place of OPENAI_API_KEY. That one is sent over
@@ -335,7 +339,7 @@ def load(
     name = str(model.absolute()) if isinstance(model, Path) else model  # a Path is a folder, whatever its name
     folder = find_checkpoint(name, revision=revision, offline=offline)
     if quantize == "auto" and sum(file.stat().st_size for file in weight_files(folder)) < LEAST_INT8_BYTES:
-        runtime = replace(runtime, int8=False)
+        runtime = replace(runtime, quantize="none")
     config = load_config(folder)
     processor = load_processor(folder, config)
     network = load_network(folder, runtime, adapter)
@@ -346,13 +350,15 @@ def load(
 
 def load_network(folder: Path, runtime: Runtime, adapter: str | Path | None = None) -> Qwen2Audio:
     """The neural network of a checkpoint folder, with what was trained on it, laid out for inference."""
-    at_once = runtime.int8 and adapter is None
+    at_once = runtime.int8_on_cpu and adapter is None
     network = load_model(folder, device=runtime.device, dtype=runtime.dtype, int8=at_once)
     if adapter is not None:
         own_weights(network)
         merge_trained(network, Path(os.path.expanduser(adapter)))
-    if runtime.int8 and not at_once:
+    if runtime.int8_on_cpu and not at_once:
         put_into_int8(network)
+    elif runtime.quantize != "none" and not runtime.int8_on_cpu:
+        round_language_model(network, runtime.quantize)
     lay_out(network)
     return network
 

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from qwen2_audio.bench import machine, scenarios
+from qwen2_audio.bench.agreement import agreement
 from qwen2_audio.bench.scenarios import Scenario
+from qwen2_audio.bench.sides import Wave
 from qwen2_audio.cli.main import app
 
 SHORT = [
@@ -52,10 +55,26 @@ def test_both_sides(folder: Path, tmp_path: Path) -> None:
         "2 streams of 1 to 2 s, 3 tokens: a step",
         "2 streams of 1 to 2 s, 3 tokens: all",
     ]
+    assert report["about"]["divergence from transformers in nats"] < 1e-6
+    assert report["about"]["same choices"] == 1
     for row in report["figures"]:
         assert row["ratio"].keys() == {"plain steps", "transformers"}
         assert all(0 < side["low"] <= side["median"] <= side["high"] for side in row["seconds"].values())
     assert picture.read_text().lstrip().startswith("<?xml")
+
+
+def test_agreement_is_divergence_and_choices() -> None:
+    """By hand: KL([.5, .5] from [.9, .1]) = 0.51 nats; of two choices one is the same."""
+
+    class Says:
+        def __init__(self, *rows: list[float]) -> None:
+            self._rows = torch.tensor(rows).log()
+
+        def predict(self, wave: Wave, answer: str) -> torch.Tensor:
+            return self._rows
+
+    found = agreement(Says([0.9, 0.1], [0.1, 0.9]), Says([0.5001, 0.4999], [0.5001, 0.4999]))
+    assert found == {"divergence from transformers in nats": 0.51, "same choices": 0.5}
 
 
 @pytest.mark.usefixtures("short")

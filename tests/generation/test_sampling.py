@@ -19,6 +19,10 @@ from qwen2_audio.processing.processor import Processor
 VOCAB = 50
 
 
+def pick(sampler: Sampler, logits: Tensor) -> int:
+    return choose(logits[None], [sampler])[0].token
+
+
 def reference(scores: Tensor, ids: list[int], options: GenerationOptions) -> Tensor:
     from transformers import (
         LogitsProcessorList,
@@ -69,7 +73,7 @@ def test_seed_repeats_and_differs() -> None:
 
     def draw(seed: int | None) -> list[int]:
         sampler = Sampler(GenerationOptions(temperature=1.0, seed=seed), [1], VOCAB)
-        return [sampler.choose(s) for s in scores]
+        return [pick(sampler, s) for s in scores]
 
     assert draw(3) == draw(3)
     assert draw(3) != draw(4)
@@ -106,38 +110,84 @@ def test_the_least_length_equals_transformers(seed: int, least: int, temperature
         logits = torch.randn(VOCAB)
         logits[ends[:2]] += 5
         theirs = steps(torch.tensor([ids]), logits[None])[0]
-        drawn = torch.multinomial(theirs.softmax(-1), 1, generator=random) if temperature else theirs.argmax()
-        ids.append(int(drawn))
+        at = torch.rand(1, generator=random, dtype=torch.float64)
+        sums = theirs.softmax(-1).double().cumsum(-1)
+        ids.append(int((sums <= at * sums[-1]).sum() if temperature else theirs.argmax()))
         assert sampler.plain == (not temperature and penalty == 1 and len(ids) > len(prompt) + least)
-        assert sampler.choose(logits) == ids[-1]
+        assert pick(sampler, logits) == ids[-1]
     assert not set(ids[len(prompt) : len(prompt) + least]) & set(ends)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), top_k=st.integers(1, 8), top_p=st.sampled_from([0.5, 1.0]), tied=st.booleans())
+def test_what_is_drawn_of_the_likeliest_is_what_is_drawn_of_all(
+    seed: int, top_k: int, top_p: float, tied: bool
+) -> None:
+    """Also where so many are equally likely that the first look does not hold them all."""
+    options = GenerationOptions(temperature=0.8, top_k=top_k, top_p=top_p, repetition_penalty=1.3, seed=seed)
+    short, whole = Sampler(options, [1, 2], 400), Sampler(options, [1, 2], 400)
+    torch.manual_seed(seed)
+    for _ in range(6):
+        logits = torch.randn(400) * 3
+        logits = (logits / 4).round() * 4 if tied else logits
+        assert len(short.candidates(logits)[0]) < 400
+        assert pick(short, logits) == whole.draw(*whole.candidates(logits, all_of_them=True))
+
+
+def test_more_equally_likely_tokens_than_were_looked_at() -> None:
+    sampler = Sampler(GenerationOptions(temperature=1.0, top_k=3, seed=0), [], 400)
+    assert sampler.draw(*sampler.candidates(torch.zeros(400))) is None
+    assert len({pick(sampler, torch.zeros(400)) for _ in range(50)}) > 30
+
+
+def test_fewer_possible_tokens_than_top_k() -> None:
+    """What is impossible is never drawn, and does not change what is drawn of the rest."""
+    bias = tuple((token, -100.0) for token in range(100))
+    logits = torch.full((400,), -torch.inf)
+    logits[[7, 300, 301]] = torch.tensor([100.0, 0.0, 0.5])
+    options = GenerationOptions(temperature=1.0, top_k=20, seed=4, logit_bias=bias)
+    chosen = [
+        [pick(sampler, logits) for _ in range(30)] for sampler in (Sampler(options, [], 400), Sampler(options, [], 400))
+    ]
+    assert chosen[0] == chosen[1]
+    assert set(chosen[0]) == {7, 300, 301}
+
+
+def test_draws_have_the_likelihood_they_should() -> None:
+    scores = torch.randn(300, generator=torch.Generator().manual_seed(1)) * 2
+    options = GenerationOptions(temperature=0.9, top_k=6, top_p=0.9, seed=0)
+    sampler = Sampler(options, [], 300)
+    counts = torch.bincount(torch.tensor([pick(sampler, scores) for _ in range(4000)]), minlength=300) / 4000
+    expected = reference(scores.clone(), [0], options).softmax(-1)
+    torch.testing.assert_close(counts, expected, atol=0.03, rtol=0)
+    assert not counts[expected == 0].any()
 
 
 def test_penalty_counts_prompt_and_answer() -> None:
     sampler = Sampler(GenerationOptions(repetition_penalty=10.0), [0], 3)
     scores = torch.tensor([3.0, 2.0, 1.0])
-    assert [sampler.choose(scores) for _ in range(3)] == [1, 2, 0]
+    assert [pick(sampler, scores) for _ in range(3)] == [1, 2, 0]
 
 
 def test_presence_and_frequency_count_the_answer_alone() -> None:
     """As OpenAI's API defines them: logit - count * frequency - (count > 0) * presence."""
     scores = torch.tensor([3.0, 2.6, 2.1])
     often = Sampler(GenerationOptions(frequency_penalty=0.5), [0, 0, 0], 3)
-    assert [often.choose(scores) for _ in range(6)] == [0, 1, 0, 1, 2, 0]
+    assert [pick(often, scores) for _ in range(6)] == [0, 1, 0, 1, 2, 0]
     once = Sampler(GenerationOptions(presence_penalty=1.0), [0, 0, 0], 3)
-    assert [once.choose(scores) for _ in range(5)] == [0, 1, 2, 0, 0]
+    assert [pick(once, scores) for _ in range(5)] == [0, 1, 2, 0, 0]
     liked = Sampler(GenerationOptions(frequency_penalty=-2.0), [1], 3)
-    assert [liked.choose(scores) for _ in range(3)] == [0, 0, 0]
+    assert [pick(liked, scores) for _ in range(3)] == [0, 0, 0]
 
 
 def test_bias_is_added_before_temperature() -> None:
     scores = torch.tensor([3.0, 2.0, 1.0])
-    assert Sampler(GenerationOptions(logit_bias=((2, 2.5),)), [], 3).choose(scores) == 2
+    assert pick(Sampler(GenerationOptions(logit_bias=((2, 2.5),)), [], 3), scores) == 2
     forbidden = GenerationOptions(logit_bias=((0, -100.0), (1, -100.0)), temperature=2.0, seed=1)
     sampler = Sampler(forbidden, [], 3)
-    assert {sampler.choose(scores) for _ in range(20)} == {2}
+    assert {pick(sampler, scores) for _ in range(20)} == {2}
     twice = GenerationOptions(logit_bias=((2, 1.5), (2, 1.0)))
-    assert Sampler(twice, [], 3).choose(scores) == 2
+    assert pick(Sampler(twice, [], 3), scores) == 2
     with pytest.raises(UsageError, match="the token 3, the model has 3"):
         Sampler(GenerationOptions(logit_bias=((3, 1.0),)), [], 3)
 
@@ -183,7 +233,7 @@ def test_end_tokens_of_ones_own(processor: Processor) -> None:
 def test_end_tokens_of_ones_own_wait_for_the_least_length() -> None:
     sampler = Sampler(GenerationOptions(min_new_tokens=2, stop_token_ids=(0,)), [], 3)
     scores = torch.tensor([3.0, 2.0, 1.0])
-    assert [sampler.choose(scores) for _ in range(3)] == [1, 1, 0]
+    assert [pick(sampler, scores) for _ in range(3)] == [1, 1, 0]
 
 
 def test_options_as_callers_spell_them() -> None:

@@ -259,3 +259,9 @@ def test_a_share_of_what_another_run_changed() -> None:
     start, first, second = ({"y.weight": torch.tensor([float(value)])} for value in (1, 5, 3))
     assert average(first, second, 0.5, start)["y.weight"].tolist() == [6.0]
     assert average(first, second, 0.5)["y.weight"].tolist() == [4.0]
+
+
+def test_an_encoder_goes_back_towards_its_beginning() -> None:
+    names = ["audio_tower.layers.0.fc1.lora_A", "audio_tower.layers.0.fc1.lora_B", "language_model.x.lora_B"]
+    kept = recipe("average").keep_of_encoder({name: torch.ones(2) for name in names}, 0.25)
+    assert {name: float(kept[name][0]) for name in names} == dict(zip(names, [1.0, 0.25, 1.0], strict=True))

@@ -22,7 +22,7 @@ _BUDGET = 1.0  # seconds for each measurement
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Measured on the spot: bytes a second that are read, operations a second in products with the model's kind of weights."""
+    """Measured on the spot: bytes a second that are read, operations a second in products of the encoder's kind."""
 
     read: float
     products: float
@@ -38,7 +38,7 @@ def measure_machine(runtime: Runtime) -> Machine:
     x = torch.randn(512, _SIDE, device=runtime.device, dtype=runtime.dtype)
     weight = torch.randn(_SIDE, _SIDE, device=runtime.device, dtype=runtime.dtype)
     product: Callable[[], Any] = lambda: x @ weight.T  # noqa: E731
-    if runtime.int8:
+    if runtime.int8_on_cpu:
         packed = Int8Weight([to_int8(weight)], [None])
         product = lambda: packed(x)  # noqa: E731
     return Machine(read, 2 * 512 * _SIDE * _SIDE / _best(product, runtime.device))
@@ -73,15 +73,16 @@ def floors(config: Qwen2AudioConfig, runtime: Runtime, machine: Machine, scenari
 
     Counted are the products of the linear layers and of the attention to what was heard; not the small operators.
     """
-    size = 1 if runtime.int8 else runtime.dtype.itemsize
+    size = runtime.weight_bytes
     streams = len(scenario.seconds)
-    first = encoder(config, scenario.seconds, size).seconds(machine)
+    encoder_size = size if runtime.int8_on_cpu else runtime.dtype.itemsize
+    first = encoder(config, scenario.seconds, encoder_size).seconds(machine)
     prompts = [_PROMPT_TOKENS + audio_tokens(_frames(seconds)) for seconds in scenario.seconds]
     first += language(config, prompts, heads=streams, size=size).seconds(machine)
     return first, language(config, [1] * streams, heads=streams, size=size).seconds(machine)
 
 
-def encoder(config: Qwen2AudioConfig, clips: Sequence[float], size: int) -> Needs:
+def encoder(config: Qwen2AudioConfig, clips: Sequence[float], size: float) -> Needs:
     """Of the audio encoder for clips of so many seconds."""
     audio = config.audio
     layer = 4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim
@@ -93,7 +94,7 @@ def encoder(config: Qwen2AudioConfig, clips: Sequence[float], size: int) -> Need
     return Needs(operations, audio.encoder_layers * layer * size)
 
 
-def language(config: Qwen2AudioConfig, lengths: Sequence[int], *, heads: int, size: int) -> Needs:
+def language(config: Qwen2AudioConfig, lengths: Sequence[int], *, heads: int, size: float) -> Needs:
     """Of the language model for sequences of so many new tokens, with the logits of `heads` tokens."""
     text = config.text
     kv = text.num_key_value_heads * text.head_dim

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from qwen2_audio.api import Assistant
 from qwen2_audio.bench.figures import Times
@@ -66,6 +68,18 @@ class Ours:
         ]
         steps = self._engine.run(requests) if scenario.kind == "batch" else _crowd(self._engine, requests)
         return timed(steps, started, len(requests), scenario.tokens)
+
+    @torch.inference_mode()
+    def predict(self, wave: Wave, answer: str) -> Tensor:
+        """See `Predicts`; by decode steps, as answers come about."""
+        prompt = self._assistant.processor.prepare(Conversation().user((wave, SAMPLE_RATE), INSTRUCTION))
+        model, said = self._engine.model, self._engine.tokenizer.encode(answer)
+        mels = [clip.mel.to(model.device, model.dtype) for clip in prompt.clips]
+        audio = model.encode_audio(mels, [clip.frames for clip in prompt.clips])
+        cache = model.new_cache(1, len(prompt.ids) + len(said))
+        model(torch.tensor(prompt.ids, device=model.device), [len(prompt.ids)], audio, cache)
+        steps = [model(torch.tensor([token], device=model.device), [1], None, cache) for token in said]
+        return torch.cat(steps).float().log_softmax(-1).cpu()
 
     def _request(self, conversation: Conversation, tokens: int) -> Request:
         prompt = self._assistant.processor.prepare(conversation)

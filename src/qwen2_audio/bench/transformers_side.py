@@ -56,6 +56,26 @@ class Transformers:
             messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
         return joined(runs)
 
+    @torch.inference_mode()
+    def predict(self, wave: Wave, answer: str) -> torch.Tensor:
+        """See `Predicts`."""
+        content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": question(0)}]
+        inputs = self._inputs([[{"role": "user", "content": content}]], [wave], answer)
+        said = len(self._processor.tokenizer(answer)["input_ids"])
+        logits: torch.Tensor = self._model(**inputs).logits[0, -said:]
+        return logits.float().log_softmax(-1).cpu()
+
+    def _inputs(self, chats: list[list[dict[str, Any]]], waves: list[Wave], answer: str = "") -> Any:
+        texts = [
+            self._processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + answer
+            for chat in chats
+        ]
+        inputs = self._processor(
+            text=texts, audio=waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True
+        ).to(self._model.device)
+        inputs["input_features"] = inputs["input_features"].to(self._model.dtype)
+        return inputs
+
     def _generate(self, chats: list[list[dict[str, Any]]], waves: list[Wave], tokens: int) -> tuple[Times, str]:
         """Answer the chats together; times, and the text of the first answer."""
         started = time.perf_counter()
@@ -65,13 +85,7 @@ class Transformers:
             steps.append(time.perf_counter())
             return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
-        texts = [
-            self._processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats
-        ]
-        inputs = self._processor(
-            text=texts, audio=waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", padding=True
-        ).to(self._model.device)
-        inputs["input_features"] = inputs["input_features"].to(self._model.dtype)
+        inputs = self._inputs(chats, waves)
         length = {"min_new_tokens": tokens, "max_new_tokens": tokens}
         with torch.inference_mode():
             ids = self._model.generate(

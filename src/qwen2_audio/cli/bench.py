@@ -65,6 +65,8 @@ def bench(
         folder = _folder(model, random, runtime.dtype, held)
         assistant, loaded = _load(folder, runtime)
         sides = _sides(assistant, runtime, alone=alone, plain=plain, compiled=compiled, servers=server or [])
+        with patience("comparing logits"):
+            agreed = {} if alone or random else _agreement(sides)  # random weights agree on little
         with patience("measuring the machine"):
             machine = measure_machine(runtime)
         config = assistant.model.config
@@ -76,7 +78,8 @@ def bench(
             _progress,
         )
     _progress("")
-    report = Report(_about(f"random {random}" if random else model, runtime, runs, loaded), machine.as_json(), found)
+    about = _about(f"random {random}" if random else model, runtime, runs, loaded) | agreed
+    report = Report(about, machine.as_json(), found)
     print(report.as_json() if as_json else report.as_markdown())
     if plot is not None:
         draw(report, plot)
@@ -106,7 +109,7 @@ def _load(folder: Path, runtime: Runtime) -> tuple[Assistant, float]:
             folder,
             device=str(runtime.device),
             dtype=str(runtime.dtype).removeprefix("torch."),
-            quantize="int8" if runtime.int8 else "none",
+            quantize=runtime.quantize,
             offline=True,
         )
     return assistant, time.perf_counter() - started
@@ -128,6 +131,15 @@ def _sides(
     return [*sides, *(Server(url, url.split("//")[-1].split("/")[0]) for url in servers)]
 
 
+def _agreement(sides: list[Side]) -> dict[str, float]:
+    from qwen2_audio.bench.agreement import agreement
+    from qwen2_audio.bench.sides import Ours
+    from qwen2_audio.bench.transformers_side import Transformers
+
+    ours = next(side for side in sides if isinstance(side, Ours))
+    return agreement(ours, next(side for side in sides if isinstance(side, Transformers)))
+
+
 def _progress(line: str) -> None:
     """On a terminal one line that changes; in a log a line each."""
     if sys.stderr.isatty():
@@ -141,7 +153,7 @@ def _about(model: str, runtime: Runtime, runs: int, loaded: float) -> dict[str, 
 
     about: dict[str, str | int | float] = {
         "model": model,
-        "weights": "int8" if runtime.int8 else str(runtime.dtype).removeprefix("torch."),
+        "weights": str(runtime.dtype).removeprefix("torch.") if runtime.quantize == "none" else runtime.quantize,
         "device": str(runtime.device),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

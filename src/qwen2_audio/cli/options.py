@@ -31,7 +31,7 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", 
 Quantize = Annotated[
     str,
     typer.Option(
-        help="none; int8: several times quicker on a CPU, slightly less exact; auto: int8 where that pays.",
+        help="none; int8: several times quicker on a CPU, slightly less exact; auto: int8 where that pays; int4, fp8: on GPUs.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -107,4 +107,4 @@ class Engine:
         """
         options, vocab_size = request.options, self.model.config.text.vocab_size
         grammar = self._grammars.of(options.json_schema) if options.json_schema is not None else None
-        return Sampler(options, request.context + request.ids, vocab_size, self.end_ids, grammar)
+        return Sampler(options, request.context + request.ids, vocab_size, self.end_ids, grammar, self.model.device)

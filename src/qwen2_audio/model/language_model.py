@@ -166,4 +166,6 @@ class LanguageModel(nn.Module):
         if cache is not None and self.steps is not None and self.steps.fits(embeddings, lengths):
             return self.steps(embeddings, cache, logits_at)
         hidden = self.model(embeddings, lengths, cache)
+        if logits_at is not None and len(logits_at) == 0:  # a part of a prompt: the largest product is for nothing
+            return hidden.new_empty(0, self.lm_head.out_features)
         return self.lm_head(hidden if logits_at is None else hidden[logits_at])
