@@ -96,9 +96,13 @@ mini-train: mini-data  ## take mini through its stages and put the result into t
 	$(TRAIN) configs/mini/pretrain.yaml $(SETTINGS)
 	$(TRAIN) configs/mini/sft.yaml $(SETTINGS)
 	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/sft/trained.safetensors $(SETTINGS)
-	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/mix/model && \
-	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/mix/trained.safetensors $(MINI)/mix/model && \
-	  $(RECIPE)/preferences.py $(MINI)/mix/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
+	mkdir -p $(MINI)/half
+	$(RECIPE)/average.py $(MINI)/mix/trained.safetensors $(MINI)/mix/trained.safetensors $(MINI)/half/trained.safetensors \
+	  --encoder 0.5
+	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/half/trained.safetensors out=$(MINI)/back encoder.learning_rate=5.0e-5 $(SETTINGS)
+	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/back/model && \
+	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/back/trained.safetensors $(MINI)/back/model && \
+	  $(RECIPE)/preferences.py $(MINI)/back/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
 	$(TRAIN) configs/mini/dpo.yaml $(SETTINGS)
 	cp $(MINI)/dpo/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
 

@@ -86,7 +86,8 @@ def test_an_answer_obeys_its_schema(client: openai.OpenAI) -> None:
 
 
 def test_several_answers_repeat_with_their_seed(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "mini", "messages": question(), "temperature": 1.5, "top_p": 1, "max_tokens": 8}
+    messages = [said("Tell me a story")]  # of which there are many
+    asked: dict[str, Any] = {"model": "mini", "messages": messages, "temperature": 1.5, "top_p": 1, "max_tokens": 8}
     first, second = (client.chat.completions.create(**asked, n=3, seed=7).choices for _ in range(2))
     texts = [choice.message.content for choice in first]
     assert texts == [choice.message.content for choice in second]
