@@ -4,7 +4,8 @@
     python recipes/mini/measure.py --model mini --ask
     python recipes/mini/measure.py --model mini --sounds ESC10_FOLDER --emotions EMODB_FOLDER --faithful ESC10_FOLDER
 
-`--read` transcribes the clips of split "test" of a folder with a manifest.jsonl (fields audio, gt, split). `--ask` speaks the
+`--read` transcribes the clips of split "test" of a folder with a manifest.jsonl (fields audio, gt, split); with `--split train`
+those that were learnt from, with `--spoken VOICE` the same sentences in a voice of `voices.py`. `--ask` speaks the
 50 questions of test_questions.txt with a voice never trained on, and compares each answer with the model's answer to the
 same question in writing: both are printed, and counted as equal when at least half of their first 30 words agree (F1).
 """
@@ -49,15 +50,16 @@ def edits(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
     return int(row[-1])
 
 
-def measure_reading(assistant: Assistant, folder: Path, batch: int) -> None:
-    """Print the word error rate over the test clips of a folder."""
+def measure_reading(assistant: Assistant, folder: Path, batch: int, split: str = "test", voice: str = "") -> None:
+    """Print the word error rate over the clips of a folder's split, or over the same sentences in a synthetic voice."""
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-    rows = sorted((row for row in rows if row["split"] == "test"), key=lambda row: row["duration"])
+    rows = sorted((row for row in rows if row["split"] == split), key=lambda row: row["duration"])
     wrong = total = 0
     started = time.monotonic()
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        replies = assistant.transcribe_many([folder / row["audio"] for row in part])
+        clips = [(speak(voice, row["gt"].lower()), 16_000) if voice else folder / row["audio"] for row in part]
+        replies = assistant.transcribe_many(clips)
         for row, reply in zip(part, replies, strict=True):
             reference, heard = words(row["gt"]), words(reply.text)
             wrong += edits(reference, heard)
@@ -129,6 +131,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--read", type=Path)
+    parser.add_argument("--split", default="test", help="of --read: test, or train, which was learnt from")
+    parser.add_argument("--spoken", default="", metavar="VOICE", help="of --read: the sentences in a synthetic voice")
     parser.add_argument("--ask", action="store_true")
     parser.add_argument("--voice", default=HELD_OUT[0])
     parser.add_argument("--sounds", type=Path, help="ESC-10: share of right answers on the held-out fold")
@@ -143,7 +147,7 @@ def main() -> None:
         sys.exit("say what to measure: --read, --ask, --sounds, --emotions, --faithful")
     assistant = load(args.model, quantize=args.quantize)
     if args.read:
-        measure_reading(assistant, args.read, args.batch)
+        measure_reading(assistant, args.read, args.batch, args.split, args.spoken)
     if args.ask:
         measure_questions(assistant, args.voice)
     if args.sounds:

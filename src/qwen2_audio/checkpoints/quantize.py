@@ -9,18 +9,18 @@ product as it was (Ashkboos et al. 2024, "QuaRot").
 
 from __future__ import annotations
 
-import ctypes
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qwen2_audio.model.linear import Linear, Together, groups
+from qwen2_audio.runtime import give_memory_back
 
 _ROWS_AT_ONCE = 32
 _ROWS_PACKED = 12288  # packing more than so many together takes longer than in parts
@@ -171,9 +171,7 @@ def put_into_int8(model: nn.Module, ready: dict[str, Int8Rows] | None = None) ->
         warnings.simplefilter("ignore", UserWarning)  # of torch, that tensors made for these kernels will go one day
         list(pool.map(lambda task: pack(*task), tasks))
     del tasks, places
-    # the C library of Linux keeps what was freed between what is in use
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+    give_memory_back()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from qwen2_audio.errors import Qwen2AudioError
 from qwen2_audio.generation.sequence import Step
+from qwen2_audio.runtime import give_memory_back
 from qwen2_audio.serving.engine_messages import (
     Abort,
     Broken,
@@ -32,6 +34,10 @@ from qwen2_audio.serving.engine_messages import (
 if TYPE_CHECKING:
     from qwen2_audio.generation.batch import ContinuousBatch
     from qwen2_audio.model.qwen2_audio import Qwen2Audio
+
+
+_TIDY_SECONDS = 5.0
+"""Between two times that freed memory is given back: rows and encodings that come and go leave holes, which add up."""
 
 
 def run_engine(connection: Connection, plan: EnginePlan) -> None:
@@ -92,6 +98,7 @@ class EngineLoop:
         self._batches = batches
         self._model_of: dict[int, str] = {}
         """The model of every ticket that is not answered."""
+        self._tidied = time.monotonic()
 
     def run(self) -> None:
         """Until told to stop."""
@@ -99,6 +106,9 @@ class EngineLoop:
             for batch in self._batches.values():
                 if batch.running or batch.waiting:
                     self._report(batch.step())
+            if time.monotonic() - self._tidied > _TIDY_SECONDS:
+                give_memory_back()
+                self._tidied = time.monotonic()
 
     def _take_orders(self) -> bool:
         """Follow all orders that have come, waiting for one while there is nothing to do; False: to stop."""
