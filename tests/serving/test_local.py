@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ from qwen2_audio.errors import (
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.generation.request import Request
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
+from qwen2_audio.serving import engine_process
 from qwen2_audio.serving.backend import BarePrompt, EngineLostError, Job, UnknownModelError
 from qwen2_audio.serving.engine_messages import EnginePlan
-from qwen2_audio.serving.engine_process import load_batches
+from qwen2_audio.serving.engine_process import EngineLoop, load_batches
 from qwen2_audio.serving.local import LocalBackend, LocalConfig, parse_adapter
 from qwen2_audio.serving.supervisor import Pauses
 from tests.serving.live import Live, deltas, text_of
@@ -253,3 +255,21 @@ def test_names() -> None:
     with pytest.raises(UsageError, match="two models would be called 'mini'"):
         LocalConfig(adapters=(("mini", "x"),))
     assert LocalConfig("hf:Qwen/Qwen2-Audio-7B").served_name == "Qwen2-Audio-7B"
+
+
+def test_the_engine_gives_freed_memory_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here at every turn; with the usual seconds between not at all, in so short a life."""
+
+    def turns(seconds: float) -> int:
+        given: list[bool] = []
+        monkeypatch.setattr(engine_process, "_TIDY_SECONDS", seconds)
+        monkeypatch.setattr(engine_process, "give_memory_back", lambda: given.append(True))
+        ours, _ = Pipe()
+        loop = EngineLoop(ours, {})
+        orders = iter([True, True, False])
+        monkeypatch.setattr(loop, "_take_orders", lambda: next(orders))
+        loop.run()
+        return len(given)
+
+    assert turns(-1) == 2
+    assert turns(60) == 0
