@@ -16,6 +16,16 @@ The command line prints the message on one line and exits with 2; a server maps 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def advice(unknown: str, known: Iterable[str], otherwise: str = "known are") -> str:
+    """How a message about an unknown name ends: with the known one that is nearest to it, else with all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(unknown, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}"
+
 
 class Qwen2AudioError(Exception):
     """Base of all errors raised on purpose by this package."""

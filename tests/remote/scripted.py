@@ -134,7 +134,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             time.sleep(say.pause)
             choice: dict[str, Any] = {"text": piece} if bare else {"delta": {"content": piece}}
-            if body.get("logprobs"):
+            if bare and "logprobs" in body:
+                top = [{piece: -0.5}] if body["logprobs"] else None
+                choice["logprobs"] = {"tokens": [piece], "token_logprobs": [-0.5], "top_logprobs": top}
+            elif body.get("logprobs"):
                 entry = {"token": piece, "logprob": -0.5, "bytes": list(piece.encode())}
                 choice["logprobs"] = {"content": [{**entry, "top_logprobs": [entry]}]}
             self._event({"choices": [choice], **({"usage": usage(index + 1)} if counts else {})})

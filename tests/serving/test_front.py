@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import openai
@@ -13,6 +14,7 @@ from qwen2_audio.serving.backend import EngineLostError, OverloadedError
 from qwen2_audio.serving.upstream import UpstreamBackend
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.http_server import HttpServer, eventually, heard, said, wav
+from tests.serving.recordings import talk
 
 KEY = "the-key-of-the-engine"
 
@@ -94,8 +96,11 @@ def test_models_tokens_and_bare_prompts(client: openai.OpenAI, front: HttpServer
 
 
 def test_transcription_by_an_engine_that_has_none(client: openai.OpenAI, fake: FakeBackend) -> None:
-    reply = client.audio.transcriptions.create(model="mini", file=("speech.wav", wav(1.0)), response_format="json")
-    assert reply.text in ("", "[1.0 s] Transcribe the speech.")  # a tone is no speech
+    reply = client.audio.transcriptions.create(model="mini", file=("speech.flac", talk(1)), response_format="json")
+    assert re.fullmatch(r"\[\d\.\d s\] Transcribe the speech\.", reply.text)
+    count = len(fake.jobs)
+    reply = client.audio.transcriptions.create(model="mini", file=("tone.wav", wav(1.0)), response_format="json")
+    assert (reply.text, len(fake.jobs)) == ("", count)  # a tone is no speech
 
 
 @pytest.mark.parametrize(

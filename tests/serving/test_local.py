@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +32,7 @@ from qwen2_audio.generation.request import Request
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
 from qwen2_audio.serving import engine_process
 from qwen2_audio.serving.backend import BarePrompt, EngineLostError, Job, UnknownModelError
-from qwen2_audio.serving.engine_messages import EnginePlan
+from qwen2_audio.serving.engine_messages import EnginePlan, Stop
 from qwen2_audio.serving.engine_process import EngineLoop, load_batches
 from qwen2_audio.serving.local import LocalBackend, LocalConfig, parse_adapter
 from qwen2_audio.serving.supervisor import Pauses
@@ -273,3 +274,18 @@ def test_the_engine_gives_freed_memory_back_now_and_then(monkeypatch: pytest.Mon
 
     assert turns(-1) == 2
     assert turns(60) == 0
+
+
+def test_an_engine_that_falls_idle_gives_memory_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(engine_process, "_TIDY_SECONDS", 0.01)
+    monkeypatch.setattr(engine_process, "give_memory_back", lambda: given.append(True))
+    ours, theirs = Pipe()
+    loop = EngineLoop(ours, {})
+    threading.Timer(0.3, lambda: theirs.send(Stop())).start()
+    assert loop._take_orders() is False
+    assert given == []
+    loop._untidy = True
+    threading.Timer(0.3, lambda: theirs.send(Stop())).start()
+    loop.run()
+    assert given == [True]

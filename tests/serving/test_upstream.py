@@ -115,6 +115,18 @@ def test_what_is_asked(one: ScriptedServer) -> None:
     assert deltas[0].logprobs[0].top == (("Hel", b"Hel", -0.5),)
 
 
+@pytest.mark.parametrize("alternatives", [0, 2])
+def test_log_probabilities_of_text_completions(one: ScriptedServer, alternatives: int) -> None:
+    options = GenerationOptions(max_new_tokens=9, logprobs=alternatives)
+    deltas = using([one], lambda backend: answer(backend, Job(BarePrompt((), "The cat"), options, "mini")))
+    path, _, body = one.asked[0]
+    assert (path, body["logprobs"], "top_logprobs" in body) == ("/v1/completions", alternatives, False)
+    found = [one for delta in deltas for one in delta.logprobs]
+    assert [one.token for one in found] == ["Hel", "lo", "!"]
+    assert {one.logprob for one in found} == {-0.5}
+    assert found[0].top == ((("Hel", b"Hel", -0.5),) if alternatives else ())
+
+
 def test_what_an_engine_cannot_is_refused_unasked() -> None:
     async def act(backend: UpstreamBackend) -> None:
         for asked in (

@@ -15,10 +15,14 @@ from qwen2_audio.checkpoints.load import load_model
 from qwen2_audio.checkpoints.merge import merge_trained, own_weights
 from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.processing.chat_template import render
+from qwen2_audio.processing.conversation import Conversation
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.training.checkpointing import STATE, Checkpoints
+from qwen2_audio.training.collate import pack
 from qwen2_audio.training.config import GROUPS, GroupConfig, TrainConfig, load_train_config
 from qwen2_audio.training.datasets import Rows, build_example
+from qwen2_audio.training.losses import hear, target_losses
 from qwen2_audio.training.tracking import LOG
 from qwen2_audio.training.trainer import Trainer, train
 from tests.training.plans import log_of, silent, small_plan
@@ -134,6 +138,24 @@ def test_hearing_is_learnt_from_what_is_spoken(plan: TrainConfig) -> None:
     assert sum(log[-5:]) < 0.8 * sum(log[:5])
 
 
+def test_what_is_written_of_speech_is_misread_and_nothing_else(plan: TrainConfig, processor: Processor) -> None:
+    data = Path(plan.data)
+    row, *rest = (json.loads(line) for line in data.read_text().splitlines())
+    rows = [{**row, "spoken": "the cat"}, {**row, "spoken": "the dog"}, row, *rest]
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    stage = Trainer(replace(plan, misread=1.0), silent).stage
+    example, *others = (stage.item(position) for position in range(4))
+    wrong = [i for i, (a, b) in enumerate(zip(example.ids, example.read, strict=True)) if a != b]
+    assert wrong
+    assert all(example.learnt[i] and example.read[i] in processor.tokenizer.encode("the cat") for i in wrong)
+    assert not any(other.read for other in others)
+    batch, true = pack([example, *others]), pack([replace(example, read=[]), *others])
+    assert torch.equal(batch.targets, true.targets)
+    assert (batch.ids != true.ids).nonzero().flatten().tolist() == wrong
+    assert stage.item(0).read == example.read
+    assert any(stage.item(len(rows) * i).read != example.read for i in range(1, 9))
+
+
 def test_every_repetition_is_augmented_anew(plan: TrainConfig, processor: Processor) -> None:
     data = Rows(plan.data, processor, build_example, augmented=1.0)
     plain = Rows(plan.data, processor, build_example)
@@ -195,3 +217,34 @@ def test_config_from_yaml(tmp_path: Path) -> None:
     file.write_text("model: a\ndata: b\nout: c\nsteps: 0\n")
     with pytest.raises(UsageError, match="steps must be above 0"):
         load_train_config(file)
+
+
+def test_spoken_questions_are_answered_as_written_ones(plan: TrainConfig, folder: Path) -> None:
+    """Distilled, the divergence is that of the definition, and it falls."""
+    data = Path(plan.data)
+    row = json.loads(data.read_text().splitlines()[0])
+    question, answer = row["messages"]
+    alone = {"messages": [{**question, "content": question["content"][:1]}, answer], "spoken": "the dog barked"}
+    data.write_text("\n".join(json.dumps(row) for row in (row, alone, {**row, "spoken": "the dog barked"})))
+    trainer = Trainer(replace(plan, distil=1.0, projector=GroupConfig(), clip_norm=1e3), silent)
+    batch = trainer.stage.pack([trainer.stage.item(position) for position in range(3)])
+    assert batch.in_writing is not None
+    assert torch.equal(batch.targets[batch.aloud], batch.in_writing.targets)
+    assert len(batch.aloud) < len(batch.targets) / 2
+    model, reader = trainer.model.eval(), load_model(folder)
+    with torch.no_grad():
+        heard = target_losses(model, batch, hear(model, batch), 1.0)
+        plain = target_losses(model, batch, hear(model, batch))
+        written = Conversation().user("the dog barked").assistant("the cat")
+        ids = trainer.stage.dataset._processor.tokenizer.encode(render(written, generation_prompt=False).rstrip("\n"))
+        wanted = reader(torch.tensor(ids), [len(ids)])[batch.in_writing.predict_at].log_softmax(-1)
+        ours = model.language_model(model.embed(batch.ids, hear(model, batch)), batch.lengths)
+        ours = ours[batch.predict_at[batch.aloud]].log_softmax(-1)
+    assert ids == batch.in_writing.ids.tolist()
+    expected = plain.index_copy(0, batch.aloud, (wanted.exp() * (wanted - ours)).sum(-1))
+    torch.testing.assert_close(heard, expected, atol=1e-5, rtol=1e-5)
+    data.write_text(json.dumps(alone))
+    train(replace(plan, distil=1.0, steps=30), silent)
+    assert losses(plan)[-1] < 0.5 * losses(plan)[0]
+    with pytest.raises(UsageError, match="distil needs the language model as it was"):
+        replace(plan, distil=1.0, language_model=GroupConfig("full"))

@@ -33,7 +33,8 @@ class Machine:
 
 def measure_machine(runtime: Runtime) -> Machine:
     """The best of several tries, as others may be using the machine."""
-    data = torch.ones(_BYTES // 8, dtype=torch.float64, device=runtime.device)
+    dtype = torch.float32 if runtime.device.type == "mps" else torch.float64  # which has no larger one
+    data = torch.ones(_BYTES // dtype.itemsize, dtype=dtype, device=runtime.device)
     read = _BYTES / _best(lambda: data.sum(), runtime.device)
     x = torch.randn(512, _SIDE, device=runtime.device, dtype=runtime.dtype)
     weight = torch.randn(_SIDE, _SIDE, device=runtime.device, dtype=runtime.dtype)
@@ -50,8 +51,8 @@ def _best(call: Callable[[], Any], device: torch.device) -> float:
         while time.perf_counter() < until:
             started = time.perf_counter()
             call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            if device.type in ("cuda", "mps"):
+                getattr(torch, device.type).synchronize()
             least = min(least, time.perf_counter() - started)
     return least
 

@@ -67,21 +67,32 @@ class Server:
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
+            "stream_options": {"include_usage": True},
         }
-        first, text = 0.0, []
+        first, text, came = 0.0, [], tokens
         try:
             with self._client.stream("POST", "chat/completions", json=body) as response:
                 response.raise_for_status()
                 for line in response.iter_lines():
                     if not line.startswith("data: ") or line == "data: [DONE]":
                         continue
-                    for choice in json.loads(line[6:]).get("choices", ()):
+                    event = json.loads(line[6:])
+                    if event.get("error"):
+                        raise UsageError(
+                            f"{self.name} broke an answer off ({event['error']!r:.200}); see that server's log"
+                        )
+                    came = (event.get("usage") or {}).get("completion_tokens", came)
+                    for choice in event.get("choices", ()):
                         text.append(choice.get("delta", {}).get("content") or "")
                         if text[-1] and not first:
                             first = time.perf_counter()
         except self._failures as error:
             raise UsageError(f"{self.name} gave no answer ({error!r:.200}); see that server's log") from error
         last = time.perf_counter()
+        if came != tokens:
+            raise UsageError(
+                f"{self.name} wrote {came} tokens where {tokens} were asked for; its times cannot be compared"
+            )
         return first or last, last, "".join(text)
 
 

@@ -71,6 +71,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Correction]
         raise CheckpointError(
             f"{folder} is an adapter of the kind {config.get('peft_type')}; only LORA can be merged here"
         )
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise CheckpointError(f"{folder / CONFIG} has no lora_alpha, a number; it is damaged")
     refused = [key for key in _REFUSED if config.get(key)]
     if refused:
         raise CheckpointError(f"{folder} uses {refused[0]}, which is not merged here; merge it with peft")

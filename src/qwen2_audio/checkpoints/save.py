@@ -63,6 +63,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; choose a new folder or remove it")
+    if folder.resolve() == Path.cwd():
+        raise CheckpointError(f"{folder} is the current folder; choose a new one in it")
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     try:
         shutil.rmtree(part, ignore_errors=True)

@@ -19,9 +19,8 @@ without an answer and empty references in the result: nothing disappears.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
-from qwen2_audio.errors import UsageError
+from qwen2_audio.errors import UsageError, advice
 
 PROFILES = ("official", "clean")
 
@@ -33,6 +32,4 @@ def check_known(what: str, given: str, known: Sequence[str]) -> None:
         UsageError: with the nearest known name.
     """
     if given not in known:
-        near = get_close_matches(given, known, 1)
-        advice = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
-        raise UsageError(f"unknown {what} {given!r}; {advice}")
+        raise UsageError(f"unknown {what} {given!r}; {advice(given, known, 'use one of')}")

@@ -113,6 +113,7 @@ class GenerationOptions:
     ) -> GenerationOptions:
         """These options with those given put in their place; None leaves an option as it is."""
         single = None if stop is None else (stop,)
+        alone = None if stop_token_ids is None else (stop_token_ids,)
         given: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "min_new_tokens": min_new_tokens,
@@ -125,7 +126,7 @@ class GenerationOptions:
             "frequency_penalty": frequency_penalty,
             "logit_bias": tuple(logit_bias.items() if isinstance(logit_bias, Mapping) else logit_bias or ()) or None,
             "seed": seed,
-            "stop_token_ids": None if stop_token_ids is None else tuple(stop_token_ids),
+            "stop_token_ids": tuple(stop_token_ids) if isinstance(stop_token_ids, Iterable) else alone,
             "ignore_eos": ignore_eos,
             "logprobs": logprobs,
             "json_schema": json.dumps(json_schema) if isinstance(json_schema, Mapping) else json_schema,
@@ -193,7 +194,7 @@ class GenerationDefaults:
             names |= {"temperature", "top_k", "top_p", "min_p"}
         values |= {name: config[name] for name in names if config.get(name) is not None}
         stops = config.get("stop_strings") or ()
-        values["stop"] = (stops,) if isinstance(stops, str) else tuple(stops)
+        values["stop"] = tuple(stops) if isinstance(stops, list | tuple) else (stops,)
         given = config.get("eos_token_id")
         end = list(fallback_end_ids) if given is None else given if isinstance(given, list) else [given]
         try:

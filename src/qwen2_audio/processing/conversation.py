@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
-from qwen2_audio.errors import ConversationError
+from qwen2_audio.errors import ConversationError, advice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,9 +173,7 @@ _SOURCE_KEYS = ("audio_url", "audio", "path", "url")
 def _refuse_unknown_keys(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ConversationError(f"{where}: unknown key {key!r}; {hint}")
+            raise ConversationError(f"{where}: unknown key {key!r}; {advice(str(key), known)}")
 
 
 def _parse_message(message: Any, index: int) -> Message:

@@ -31,7 +31,15 @@ from qwen2_audio.remote.address import Address
 from qwen2_audio.remote.client import CONNECTIONS, RemoteClient
 from qwen2_audio.remote.models import RemoteModel
 from qwen2_audio.remote.stream import LoopWatch
-from qwen2_audio.remote.wire import Dialect, bare_fields, chat_messages, given_fields, option_fields, refuse_lacking
+from qwen2_audio.remote.wire import (
+    Dialect,
+    bare_fields,
+    chat_messages,
+    completion_fields,
+    given_fields,
+    option_fields,
+    refuse_lacking,
+)
 from qwen2_audio.transcription import Transcript, blocks_of
 
 if TYPE_CHECKING:
@@ -245,7 +253,7 @@ class RemoteAssistant:
             many: Sequence[Any] = audios if isinstance(audios, list) else [audios]
             render_base(len(many), instruction)  # complains about what cannot be a prompt
             bodies.append(bare_fields([load_audio(audio) for audio in many], instruction, self._dialect, self.url))
-        fields = self.fields(options)
+        fields = completion_fields(self.fields(options))
         streams = [RemoteStream(self._client, "/completions", body | fields) for body in bodies]
         return together([stream.run for stream in streams])
 

@@ -124,9 +124,20 @@ def _logprobs(value: Mapping[str, Any] | None) -> tuple[Logprob, ...]:
         raw = entry.get("bytes")
         return entry["token"], entry["token"].encode() if raw is None else bytes(raw), float(entry["logprob"])
 
+    if value and value.get("tokens"):
+        return _completion_logprobs(value)
     if not value or not value.get("content"):
         return ()
     return tuple(Logprob(*read(entry), tuple(map(read, entry.get("top_logprobs") or ()))) for entry in value["content"])
+
+
+def _completion_logprobs(value: Mapping[str, Any]) -> tuple[Logprob, ...]:
+    """The same in the form of text completions, which knows no bytes."""
+    alternatives = value.get("top_logprobs") or [{}] * len(value["tokens"])
+    return tuple(
+        Logprob(token, token.encode(), float(logprob), tuple((t, t.encode(), float(p)) for t, p in (top or {}).items()))
+        for token, logprob, top in zip(value["tokens"], value["token_logprobs"], alternatives, strict=True)
+    )
 
 
 class LoopWatch:

@@ -176,6 +176,14 @@ def given_fields(given: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
     return out
 
 
+def completion_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `/chat/completions` as those of `/completions`, which counts alternatives in `logprobs` itself."""
+    out = dict(fields)
+    if "top_logprobs" in out:
+        out["logprobs"] = out.pop("top_logprobs")
+    return out
+
+
 def _response_format(schema: str) -> dict[str, Any]:
     parsed = json.loads(schema)
     if parsed == {}:

@@ -83,7 +83,7 @@ class Delta:
     Attributes:
         text: text that is now certain, often "".
         tokens: how many tokens were chosen for it.
-        prompt_tokens: of the whole prompt; the same in every delta of an answer.
+        prompt_tokens: of the whole prompt; the same in every delta of an answer, 0 before an engine elsewhere says it.
         finish_reason: set in the last delta, and only there.
         logprobs: of the tokens, where they were asked for.
         cached_tokens: how many of the prompt's tokens were known from earlier requests.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen2_audio.config import MAX_CLIP_SECONDS, MAX_SAMPLES, SAMPLE_RATE, audio_tokens, mel_frames
+from qwen2_audio.errors import advice
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.processing.audio import load_part
 from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, Part, TextPart
@@ -84,9 +84,7 @@ def card_of(backend: Backend, name: str | None) -> ModelCard:
         return cards[0]
     names = [card.name for card in cards]
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"served are {', '.join(names)}"
-        raise UnknownModelError(f"the model {name[:200]!r} does not exist here; {hint}")
+        raise UnknownModelError(f"the model {name[:200]!r} does not exist here; {advice(name, names, 'served are')}")
     return cards[names.index(name)]
 
 
@@ -220,7 +218,8 @@ def options_of(
     _limit(len(stop or ()), settings.max_stop, "stop", "stop strings", "max_stop")
     _limit(max(map(len, stop or ()), default=0), settings.max_stop_chars, "stop", "characters", "max_stop_chars")
     _limit(len(bias or ()), settings.max_logit_bias, "logit_bias", "entries", "max_logit_bias")
-    _limit(alternatives or 0, settings.max_top_logprobs, "top_logprobs", "alternatives", "max_top_logprobs")
+    field = "top_logprobs" if "top_logprobs" in type(request).model_fields else "logprobs"
+    _limit(alternatives or 0, settings.max_top_logprobs, field, "alternatives", "max_top_logprobs")
     _limit(len(request.stop_token_ids or ()), settings.max_logit_bias, "stop_token_ids", "entries", "max_logit_bias")
     given: dict[str, Any] = {
         "max_new_tokens": limit,

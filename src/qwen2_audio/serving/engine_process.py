@@ -98,7 +98,7 @@ class EngineLoop:
         self._batches = batches
         self._model_of: dict[int, str] = {}
         """The model of every ticket that is not answered."""
-        self._tidied = time.monotonic()
+        self._tidied, self._untidy = time.monotonic(), False
 
     def run(self) -> None:
         """Until told to stop."""
@@ -106,14 +106,25 @@ class EngineLoop:
             for batch in self._batches.values():
                 if batch.running or batch.waiting:
                     self._report(batch.step())
+            self._untidy = True
             if time.monotonic() - self._tidied > _TIDY_SECONDS:
-                give_memory_back()
-                self._tidied = time.monotonic()
+                self._tidy()
+
+    def _tidy(self) -> None:
+        give_memory_back()
+        self._tidied, self._untidy = time.monotonic(), False
 
     def _take_orders(self) -> bool:
         """Follow all orders that have come, waiting for one while there is nothing to do; False: to stop."""
         aborted = False
-        while self._connection.poll(None if not self._model_of and not aborted else 0):
+        while True:
+            idle = not self._model_of and not aborted
+            left = max(0.0, self._tidied + _TIDY_SECONDS - time.monotonic()) if self._untidy else None
+            if not self._connection.poll(left if idle else 0):
+                if not idle:
+                    break
+                self._tidy()
+                continue
             order: Order = self._connection.recv()
             if isinstance(order, Stop):
                 return False

@@ -6,13 +6,14 @@ accepted and has no effect. A field that nobody knows is refused with the neares
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
+
+from qwen2_audio.errors import advice
 
 _TOOLS = "the model calls no functions"
 _SPEAKS = "the model answers in text only"
@@ -117,10 +118,8 @@ class Strict(BaseModel):
                 message = f"{name} is not supported: {reason}; leave it out"
                 raise refusal(name, message, "unsupported_parameter")
             if not reason and name not in cls.ignored:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
                 quoted = ascii(name[:100]) if is_broken(name) else repr(name[:100])
-                raise refusal(quoted[1:-1], f"unknown field {quoted}; {hint}", "unknown_parameter")
+                raise refusal(quoted[1:-1], f"unknown field {quoted}; {advice(name, known)}", "unknown_parameter")
         followed = {name: value for name, value in given.items() if name in known}
         for name, value in followed.items():
             if any(is_broken(text) for text in (value if isinstance(value, list) else (value,))):

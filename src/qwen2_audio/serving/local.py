@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen2_audio.config import SAMPLE_RATE
-from qwen2_audio.errors import UsageError
+from qwen2_audio.errors import UsageError, advice
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.generation.sequence import Step
 from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, TextPart
@@ -218,9 +217,7 @@ class LocalBackend:
         card = next((card for card in self._models if card.name == name), None)
         if card is None:
             names = [card.name for card in self._models]
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"served are {', '.join(names)}"
-            raise UnknownModelError(f"there is no model {name!r} here; {hint}")
+            raise UnknownModelError(f"there is no model {name!r} here; {advice(name, names, 'served are')}")
         return card
 
     def _running_engine(self) -> SupervisedEngine:

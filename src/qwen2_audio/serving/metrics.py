@@ -63,6 +63,9 @@ class _Gauges(Collector):
         yield GaugeMetricFamily(PREFIX + "kv_cache_usage_perc", "Share of the key-value cache in use, 0 to 1.", cache)
         restarts = gauges.get("engine_restarts", 0)
         yield CounterMetricFamily(PREFIX + "engine_restarts", "How often the engine was started anew.", restarts)
+        if "engines_usable" in gauges:
+            usable = gauges["engines_usable"]
+            yield GaugeMetricFamily(PREFIX + "engines_usable", "Engines elsewhere that can be asked now.", usable)
 
 
 class MeasuredBackend:
@@ -86,17 +89,20 @@ class MeasuredBackend:
         """The backend's answer, timed."""
         metrics, model = self._metrics, job.model
         began = last = time.perf_counter()
-        first = True
+        first, prompt = True, 0
         try:
             async with aclosing(as_generator(self._backend.generate(job))) as stream:
                 async for delta in stream:
                     now = time.perf_counter()
+                    if not prompt:  # some engines say it at the end only, and tokens too
+                        prompt = delta.prompt_tokens
+                        metrics.prompt_tokens.labels(model).inc(prompt)
                     if first:
-                        metrics.prompt_tokens.labels(model).inc(delta.prompt_tokens)
                         metrics.first_token.labels(model).observe(now - began)
                     elif delta.tokens:
                         metrics.between.labels(model).observe((now - last) / delta.tokens)
-                    first, last = False, now
+                    if first or delta.tokens:
+                        first, last = False, now
                     metrics.generation_tokens.labels(model).inc(delta.tokens)
                     if delta.finish_reason:
                         metrics.success.labels(model, delta.finish_reason).inc()

@@ -27,7 +27,7 @@ from qwen2_audio.remote.address import Address
 from qwen2_audio.remote.models import read_models
 from qwen2_audio.remote.refusals import Refusal, read_refusal
 from qwen2_audio.remote.stream import BadStreamError, Chunk, SseDecoder, read_chunk
-from qwen2_audio.remote.wire import Dialect, bare_fields, chat_messages, option_fields
+from qwen2_audio.remote.wire import Dialect, bare_fields, chat_messages, completion_fields, option_fields
 from qwen2_audio.serving.backend import (
     BarePrompt,
     Delta,
@@ -158,8 +158,9 @@ class UpstreamBackend:
                 async with aclosing(self._ask(engine, job, messages)) as deltas:
                     async for delta in deltas:
                         begun = True
+                        if delta.finish_reason:  # whoever has read that one hangs up
+                            self._pool.worked(engine)
                         yield delta
-                self._pool.worked(engine)
                 return
             except OverloadedError as error:
                 busy.append(error.retry_after)
@@ -220,7 +221,8 @@ class UpstreamBackend:
             prompt = bare_fields([load_part(part) for part in job.prompt.audios], job.prompt.text, dialect, who)
         usage = {"include_usage": True} | ({"continuous_usage_stats": True} if dialect.counts else {})
         body = {"model": job.model, **prompt, "stream": True, "stream_options": usage}
-        body |= option_fields(job.options, dialect, who)
+        options = option_fields(job.options, dialect, who)
+        body |= completion_fields(options) if isinstance(job.prompt, BarePrompt) else options
         return path, json.dumps(body, ensure_ascii=False).encode()
 
     async def _ask(self, engine: Engine, job: Job, prompt: dict[str, Any]) -> AsyncGenerator[Delta]:

@@ -69,6 +69,8 @@ class Pool:
         engine.failures, engine.paused_until = 0, 0.0
 
     def failed(self, engine: Engine) -> None:
-        """It took a question and did not answer it."""
-        engine.paused_until = self._clock() + min(FIRST_PAUSE * 2.0**engine.failures, LONGEST_PAUSE)
+        """It took a question and did not answer it. What it had in progress besides fails with it, and does not count again."""
+        if self._clock() < engine.paused_until:
+            return
+        engine.paused_until = self._clock() + min(FIRST_PAUSE * 2.0 ** min(engine.failures, 10), LONGEST_PAUSE)
         engine.failures += 1

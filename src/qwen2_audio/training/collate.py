@@ -28,6 +28,8 @@ class Pack:
         predict_at: int64 [targets], positions whose logits are wanted.
         targets: int64 [targets], the tokens that follow them.
         weights: float32 [targets], how much each counts in the loss.
+        aloud: int64, which of the targets answer what was asked by voice alone; see `Example.in_writing`.
+        in_writing: those examples without recordings, a pack of its own with the same targets; None where there are none.
         rows: of pairs: the number of each row in the data.
         pieces: parts in which the head is run, 0 for as many as the targets need; processes that share it must agree.
     """
@@ -40,6 +42,8 @@ class Pack:
     predict_at: Tensor
     targets: Tensor
     weights: Tensor
+    aloud: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    in_writing: Pack | None = None
     rows: list[int] = field(default_factory=list)
     pieces: int = 0
 
@@ -59,17 +63,25 @@ def pack(examples: Sequence[Example]) -> Pack:
     ids = [token for example in examples for token in example.ids]
     at: list[int] = []
     weights: list[float] = []
+    aloud: list[int] = []
     start = 0
     for example in examples:
         own = [start + i - 1 for i, learnt in enumerate(example.learnt) if learnt and i > 0]
+        if example.in_writing is not None:
+            aloud += range(len(at), len(at) + len(own))
         at += own
         weights += [example.weight] * len(own)
         start += len(example.ids)
     tokens, predict_at = torch.tensor(ids), torch.tensor(at, dtype=torch.int64)
+    read = torch.tensor([token for example in examples for token in example.read or example.ids])
     clips = [clip for example in examples for clip in example.clips]
     spoken = [example.spoken for example in examples for _ in example.clips]
     lengths, hears = [len(e.ids) for e in examples], list(range(len(clips)))
-    return Pack(tokens, lengths, clips, hears, spoken, predict_at, tokens[predict_at + 1], torch.tensor(weights))
+    written = [example.in_writing for example in examples if example.in_writing is not None]
+    return Pack(
+        read, lengths, clips, hears, spoken, predict_at, tokens[predict_at + 1], torch.tensor(weights),
+        torch.tensor(aloud, dtype=torch.int64), pack(written) if written else None,
+    )  # fmt: skip
 
 
 def pack_pairs(pairs: Sequence[tuple[int, Example, Example]]) -> Pack:

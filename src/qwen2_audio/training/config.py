@@ -87,6 +87,10 @@ class TrainConfig:
         spoken_merges: rules of the tokenizer's byte-pair encoding that put together the pieces which it tells apart; the fewer,
             the shorter the pieces, and the oftener each of them is heard.
         augmented: share of the recordings that are changed at random, each time anew; see `training.augment`.
+        misread: share of a transcript's tokens that the model reads back as others, so that it has to hear what comes next and
+            cannot guess it from what was written; it needs rows with "spoken".
+        distil: share of the loss of an answer to a recording alone, of which "spoken" is known, that is how far the model is
+            from what the language model without LoRA expects after the same words in writing (Hinton et al. 2015).
         dpo_beta: how closely "dpo" keeps to the reference; greater is closer.
         dpo_sft_weight: weight of the chosen answers' own next-token loss beside it.
         batch_tokens: tokens in one pack; a step takes `accumulate` packs on each process.
@@ -125,6 +129,8 @@ class TrainConfig:
     spoken_weight: float = 0.0
     spoken_merges: int = 1000
     augmented: float = 0.0
+    misread: float = 0.0
+    distil: float = 0.0
     dpo_beta: float = 0.1
     dpo_sft_weight: float = 0.0
     batch_tokens: int = 1536
@@ -159,7 +165,14 @@ class TrainConfig:
         _check_choice(self, "resume", ("auto", "never"))
         _check_choice(self, "schedule", ("cosine", "linear", "constant"))
         _check(0 <= self.warmup < 1, "warmup", "a share of the run, at least 0 and below 1", self.warmup)
-        _check(0 <= self.augmented <= 1, "augmented", "a share, 0 to 1", self.augmented)
+        for name in ("augmented", "misread", "distil"):
+            _check(0 <= getattr(self, name) <= 1, name, "a share, 0 to 1", getattr(self, name))
+        if self.distil and (
+            self.language_model.learn == "full" or {self.embeddings.learn, self.head.learn} != {"frozen"}
+        ):
+            raise UsageError(
+                "distil needs the language model as it was; let it learn by lora, and freeze embeddings and head"
+            )
         if not self.next_token_weight and not self.spoken_weight:
             raise UsageError("next_token_weight and spoken_weight are both 0; there is nothing to learn")
         for name in self.trackers:

@@ -17,7 +17,7 @@ import numpy as np
 from qwen2_audio.errors import UsageError
 from qwen2_audio.processing.audio import load_part
 from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_base, render_turn, with_system
-from qwen2_audio.processing.conversation import AudioPart, Conversation
+from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
 from qwen2_audio.processing.mel import Clip
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
@@ -37,7 +37,10 @@ class Example:
         said: what is said in the only recording, as it is heard: in lower case, without the mark at its end; "" where that is
             not known.
         weight: of each learnt token in the loss.
+        transcript: whether what is learnt is what is said.
+        in_writing: the same with what is said in the place of the recording: where that alone is asked and answered, once.
         spoken: its tokens, which a stage that learns from them fills in.
+        read: the ids as the model reads them back, where they are not the ids that it should write; see `misread`.
     """
 
     ids: list[int]
@@ -45,7 +48,10 @@ class Example:
     clips: list[Clip]
     said: str = ""
     weight: float = 1.0
+    transcript: bool = False
+    in_writing: Example | None = None
     spoken: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
 
 
 Built = TypeVar("Built", covariant=True)
@@ -118,6 +124,17 @@ class Rows(Generic[Built]):
                         yield _as_heard(str(text))
 
 
+def misread(example: Example, share: float, rng: np.random.Generator) -> Example:
+    """The example with that share of its learnt tokens read back as other ones of them, while all are still to be written: a
+    model that cannot trust what it wrote has to hear what comes next (after the word dropout of Bowman et al. 2016)."""
+    answer = [i for i, learnt in enumerate(example.learnt) if learnt]
+    read = list(example.ids)
+    for i in answer:
+        if rng.random() < share:
+            read[i] = example.ids[rng.choice(answer[:-1] or answer)]  # not the mark of the end
+    return replace(example, read=read)
+
+
 def _as_heard(text: str) -> str:
     return text.rstrip(".?!").lower()
 
@@ -138,15 +155,34 @@ def build_example(
         check(parsed.conversation)
         pieces = _chat_pieces(parsed.conversation, parsed.learnt, complete=parsed.complete)
         audios = _audios(parsed.conversation)
+        answers = [
+            message.text for message, learnt in zip(parsed.conversation.messages, parsed.learnt, strict=True) if learnt
+        ]
     else:
         _check_language_tag(parsed.target, processor)
-        if not re.sub(r"^<\|\w+\|>", "", parsed.target).strip():
+        answers = [re.sub(r"^<\|\w+\|>", "", parsed.target)]
+        if not answers[0].strip():
             raise UsageError("the answer is empty; give the row a text, or leave it out")
         pieces = [(render_base(len(parsed.audios), parsed.prompt), False), (parsed.target + END_OF_TEXT, True)]
         audios = list(parsed.audios)
     clips = _hear(audios, processor, change)
     said = _as_heard(parsed.spoken) if len(clips) == 1 else ""
-    return replace(_assemble(pieces, clips, processor), said=said, weight=parsed.weight)
+    transcript = bool(said) and [_as_heard(answer) for answer in answers] == [said]
+    written = _in_writing(parsed, processor) if isinstance(parsed, ChatRow) and said and not transcript else None
+    return replace(
+        _assemble(pieces, clips, processor), said=said, weight=parsed.weight, transcript=transcript, in_writing=written
+    )
+
+
+def _in_writing(row: ChatRow, processor: Processor) -> Example | None:
+    """What is asked by voice alone, and answered once, as if it had been written."""
+    messages = row.conversation.messages
+    with_audio = [i for i, message in enumerate(messages) if any(isinstance(part, AudioPart) for part in message.parts)]
+    if sum(row.learnt) != 1 or not row.learnt[-1] or any(len(messages[i].parts) > 1 for i in with_audio):
+        return None
+    words = (TextPart(row.spoken),)
+    written = [replace(m, parts=words) if i in with_audio else m for i, m in enumerate(messages)]
+    return _assemble(_chat_pieces(Conversation(tuple(written)), row.learnt, complete=row.complete), [], processor)
 
 
 def build_pair(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, ctc_loss, logsigmoid, normalize
+from torch.nn.functional import cross_entropy, ctc_loss, kl_div, logsigmoid, normalize
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -12,6 +14,7 @@ from qwen2_audio.config import audio_tokens
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.training.collate import Pack
 from qwen2_audio.training.feature_cache import FeatureCache
+from qwen2_audio.training.lora import without_lora
 
 HEAD_CHUNK = 256
 """Targets whose logits exist at once: with a vocabulary of 156,032, all of them would be most of a step's memory."""
@@ -22,12 +25,14 @@ def head_pieces(batch: Pack) -> int:
     return -(-len(batch.targets) // HEAD_CHUNK)
 
 
-def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
+def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None, distil: float = 0.0) -> Tensor:
     """Cross-entropy of every target of a pack, float32 [targets], in nats. The head runs on those positions only, a chunk
     at a time, and again in the backward pass.
 
     Args:
         audio: what `hear` gives for the pack.
+        distil: share of the loss of answers to what is asked by voice alone that is, instead, the divergence from what the
+            language model without LoRA expects after the same words in writing.
     """
     ids, at, targets = (tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets))
     hidden = model.language_model.model(model.embed(ids, audio), batch.lengths)[at]
@@ -35,16 +40,36 @@ def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tenso
     def losses(part: Tensor, wanted: Tensor) -> Tensor:
         return cross_entropy(model.language_model.lm_head(part).float(), wanted, reduction="none")
 
+    def divergences(part: Tensor, of_reader: Tensor) -> Tensor:
+        ours, wanted = (model.language_model.lm_head(x).float().log_softmax(-1) for x in (part, of_reader))
+        return kl_div(ours, wanted, reduction="none", log_target=True).sum(-1)
+
     pieces = batch.pieces or head_pieces(batch)
+    result = _in_pieces(losses, pieces, hidden, targets)
+    if not distil or batch.in_writing is None:
+        return result
+    reader, aloud = _read(model, batch.in_writing), batch.aloud.to(model.device)
+    far = _in_pieces(divergences, head_pieces(batch.in_writing), hidden[aloud], reader)
+    return result.index_copy(0, aloud, (1 - distil) * result[aloud] + distil * far)
+
+
+def _in_pieces(losses: Callable[[Tensor, Tensor], Tensor], pieces: int, hidden: Tensor, wanted: Tensor) -> Tensor:
     if pieces <= 1:
-        return losses(hidden, targets)
-    parts = zip(hidden.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
-    return torch.cat([checkpoint(losses, part, wanted, use_reentrant=False) for part, wanted in parts])
+        return losses(hidden, wanted)
+    parts = zip(hidden.tensor_split(pieces), wanted.tensor_split(pieces), strict=True)
+    return torch.cat([checkpoint(losses, part, other, use_reentrant=False) for part, other in parts])
 
 
-def next_token_loss(model: Qwen2Audio, batch: Pack, audio: Tensor | None) -> Tensor:
-    """Sum of the cross-entropies of all targets of a pack, in nats, each times its weight."""
-    losses = target_losses(model, batch, audio)
+def _read(model: Qwen2Audio, batch: Pack) -> Tensor:
+    """What the language model was before LoRA at the targets of a pack without recordings: [targets, hidden_size]."""
+    with torch.no_grad(), without_lora(model):
+        hidden: Tensor = model.language_model.model(model.embed(batch.ids.to(model.device), None), batch.lengths)
+    return hidden[batch.predict_at.to(model.device)]
+
+
+def next_token_loss(model: Qwen2Audio, batch: Pack, audio: Tensor | None, distil: float = 0.0) -> Tensor:
+    """Sum of the losses of all targets of a pack, in nats, each times its weight; see `target_losses`."""
+    losses = target_losses(model, batch, audio, distil)
     return (losses * batch.weights.to(losses.device)).sum()
 
 

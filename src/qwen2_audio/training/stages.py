@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.training.collate import Pack, pack, pack_pairs
 from qwen2_audio.training.config import TrainConfig
-from qwen2_audio.training.datasets import Build, Built, Example, Rows, build_example, build_pair
+from qwen2_audio.training.datasets import Build, Built, Example, Rows, build_example, build_pair, misread
 from qwen2_audio.training.feature_cache import FeatureCache
 from qwen2_audio.training.lora import is_lora, without_lora
 from qwen2_audio.training.losses import SpokenTokenLoss, answer_log_probs, hear, next_token_loss, preference_loss
@@ -57,6 +58,7 @@ class NextToken:
         self.dataset = _rows(config, processor, build_example)
         self._cache = _cache(config, model)
         self._weight, self._next_weight = config.spoken_weight, config.next_token_weight
+        self._misread, self._seed, self._distil = config.misread, config.seed, config.distil
         self._spoken: SpokenTokenLoss | None = None
         if config.spoken_weight:
             self._pieces = processor.tokenizer.in_pieces(config.spoken_merges)
@@ -67,6 +69,8 @@ class NextToken:
 
     def item(self, position: int) -> Example:
         example = self.dataset[position]
+        if self._misread and example.transcript:
+            example = misread(example, self._misread, np.random.default_rng((self._seed, position)))
         if self._spoken is None or not example.said:
             return example
         return replace(example, spoken=self._pieces.encode(" " + example.said))
@@ -85,7 +89,7 @@ class NextToken:
         loss = torch.zeros((), device=model.device)
         shown: Shown = {}
         if self._next_weight:
-            following = next_token_loss(model, batch, audio)
+            following = next_token_loss(model, batch, audio, self._distil)
             shown["loss"] = (float(following.detach()), self.count(batch))
             loss = loss + self._next_weight * following
         if self._spoken is not None:

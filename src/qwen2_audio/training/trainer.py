@@ -90,6 +90,10 @@ class Trainer:
         self.engine = choose_engine(self.rank)
         if config.feature_cache and self.engine.in_step:
             raise UsageError("feature_cache lets processes skip layers that they share in this launch; leave it out")
+        if config.distil and self.engine.in_step:
+            raise UsageError(
+                "distil runs layers that processes share for some rows only; launch with ddp, or leave it out"
+            )
         if config.quantize and self.engine.in_step:
             raise UsageError(
                 "quantize keeps weights in a form that processes cannot share; launch with ddp, or leave it out"

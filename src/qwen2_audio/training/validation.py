@@ -45,7 +45,14 @@ class Validation:
         settings = config.evaluation
         spoken = 0.0 if config.next_token_weight else config.spoken_weight  # held-out rows need not say what is spoken
         held_out = replace(
-            config, data=settings.data, shuffle=False, augmented=0.0, feature_cache="", spoken_weight=spoken
+            config,
+            data=settings.data,
+            shuffle=False,
+            augmented=0.0,
+            misread=0.0,
+            distil=0.0,
+            feature_cache="",
+            spoken_weight=spoken,
         )
         self.settings, self._processor = settings, processor
         self.stage: Stage = make_stage(held_out, model, processor, lambda _: None, name="evaluation")

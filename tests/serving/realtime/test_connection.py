@@ -158,7 +158,12 @@ def test_a_failing_engine_is_told_and_the_connection_goes_on(live: HttpServer, b
 def test_messages_that_are_no_events(live: HttpServer, backend: FakeBackend) -> None:
     with socket(live) as client:
         until(client, "session.created")
-        for text, code in (("{", "invalid_json"), ("[" * 100_000, "invalid_json"), ("3", "invalid_type")):
+        halves = (json.dumps(event) for event in ({"event_id": "\ud800"}, {"type": "x", "\udfff": 1}))
+        whole = json.dumps({"type": "x", "event_id": "\U0001f600"})
+        for text, code in (
+            ("{", "invalid_json"), ("[" * 100_000, "invalid_json"), ("3", "invalid_type"),
+            *((half, "invalid_json") for half in halves), (whole, "unknown_event"),
+        ):  # fmt: skip
             client.send(text)
             assert take(client)["error"]["code"] == code
         client.send(b"\0\0")

@@ -60,6 +60,18 @@ class TestTrouble:
         events = client.take(client.session.failed(key, ContextLengthError("too long")))
         assert events[-1]["response"]["status_details"]["error"]["code"] == "context_length_exceeded"
 
+    def test_an_answer_to_something_else_forgets_nothing(self) -> None:
+        client = by_hand()
+        client.send("conversation.item.create", item=say("one"))
+        client.send("response.create")
+        client.answer("to one")
+        client.send("response.create", response={"input": [say("two")]})
+        assert client.conversation == [("user", ["two"])]
+        events = _fail(client, ContextLengthError("too long"))
+        assert events[-1]["response"]["status_details"]["error"]["code"] == "context_length_exceeded"
+        client.send("response.create")
+        assert client.conversation[:2] == [("user", ["one"]), ("assistant", ["to one"])]
+
     def test_or_fails_where_nothing_may_be_forgotten(self) -> None:
         client = by_hand(truncation="disabled")
         client.send("conversation.item.create", item=say("one"))
@@ -84,6 +96,11 @@ class TestTrouble:
             wordy.send("conversation.item.create", item=say(text))
         wordy.send("response.create")
         assert wordy.conversation == [("user", ["1234"]), ("user", ["123"])]
+        for text in ("12", "56", "78"):  # behind what is being answered
+            wordy.send("conversation.item.create", item=say(text))
+        wordy.answer("")
+        wordy.send("response.create")
+        assert wordy.conversation == [("user", [text]) for text in ("123", "12", "56", "78")]
 
     @pytest.mark.parametrize(
         ("event", "code", "param"),
@@ -104,6 +121,7 @@ class TestTrouble:
             (respond({"input": [{"type": "item_reference", "id": "x"}]}), "item_not_found", "response.input[0].id"),
             ({"type": "input_audio_buffer.append"}, "invalid_value", "audio"),
             ({"type": "input_audio_buffer.append", "audio": "?"}, "invalid_audio", "audio"),
+            ({"type": "input_audio_buffer.append", "audio": "é"}, "invalid_audio", "audio"),
             ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "invalid_audio", "audio"),
             ({"type": "input_audio_buffer.commit"}, "input_audio_buffer_commit_empty", None),
             (create({"type": "function_call"}), "invalid_value", "item.type"),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from qwen2_audio.errors import Qwen2AudioError
+from qwen2_audio.errors import Qwen2AudioError, advice
 
 
 class EventError(Qwen2AudioError):
@@ -49,10 +48,10 @@ class Fields:
                 raise EventError(
                     f"{self.path(name)} is not supported here; leave it out", "unsupported", self.path(name)
                 )
-            near = difflib.get_close_matches(str(name), list(known), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise EventError(
-                f"unknown field {self.path(str(name)):.100}; {hint}", "unknown_field", self.path(str(name))
+                f"unknown field {self.path(str(name)):.100}; {advice(str(name), known)}",
+                "unknown_field",
+                self.path(str(name)),
             )
 
     def text(self, name: str, default: str | None = None, *, longest: int = 1_000_000) -> str:

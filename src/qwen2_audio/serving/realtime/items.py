@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -110,11 +110,14 @@ class History:
         """Take an item out."""
         self.items.remove(self.find(id))
 
-    def overflow(self, keep: str) -> list[Item]:
-        """Forget the oldest items until the rest is within bounds, but not `keep`; returns what was forgotten."""
+    def overflow(self, keep: Collection[str]) -> list[Item]:
+        """Forget the oldest items until the rest is within bounds, but none of `keep`; returns what was forgotten."""
         gone: list[Item] = []
-        while self._is_too_much() and self.items[0].id != keep:
-            gone.append(self.items.pop(0))
+        for item in [item for item in self.items if item.id not in keep]:
+            if not self._is_too_much():
+                break
+            self.items.remove(item)
+            gone.append(item)
         return gone
 
     def _is_too_much(self) -> bool:

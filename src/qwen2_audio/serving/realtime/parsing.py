@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,7 @@ def read_pcm(fields: Fields) -> NDArray[np.int16]:
     """The field `audio`: samples of 16 bits, little-endian, one channel, in base64."""
     try:
         data = base64.b64decode(fields.text("audio", longest=1 << 30), validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one; so is what letters beyond ASCII raise
         raise EventError(f"{fields.path('audio')} is no base64", "invalid_audio", fields.path("audio")) from None
     if len(data) % 2:
         message = f"{fields.path('audio')} holds {len(data)} bytes, which are no whole 16-bit samples"

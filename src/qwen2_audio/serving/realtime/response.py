@@ -22,6 +22,7 @@ class Response:
         item: what it says so far, as an item of the conversation.
         keep: id of the last item that it answers, which is not forgotten for it.
         remembered: whether it becomes part of the conversation.
+        forgets: whether the oldest turns of the conversation make room for it, where they are what it answers.
         instructions: its own, None: those of the session.
         items: what it answers.
     """
@@ -30,6 +31,7 @@ class Response:
     item: Item
     keep: str
     remembered: bool
+    forgets: bool
     instructions: str | None
     options: GenerationOptions
     max_tokens: int | None

@@ -9,7 +9,6 @@ Events of the client, pieces of answers and failures go in; what to send, to gen
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen2_audio.config import MIN_SAMPLES, SAMPLE_RATE
-from qwen2_audio.errors import ContextLengthError, Qwen2AudioError
+from qwen2_audio.errors import ContextLengthError, Qwen2AudioError, advice
 from qwen2_audio.processing.chat_template import check
 from qwen2_audio.processing.conversation import Conversation
 from qwen2_audio.serving.backend import Delta, Job, ModelCard
@@ -81,9 +80,7 @@ class RealtimeSession:
             kind = fields.text("type")
             known = _EVENTS.get(kind)
             if known is None:
-                near = difflib.get_close_matches(kind, _EVENTS, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_EVENTS)}"
-                raise EventError(f"unknown event {kind!r:.80}; {hint}", "unknown_event", "type")
+                raise EventError(f"unknown event {kind!r:.80}; {advice(kind, _EVENTS)}", "unknown_event", "type")
             handle, allowed = known
             fields.only(("type", "event_id", *allowed))
             handle(self, fields)
@@ -114,7 +111,7 @@ class RealtimeSession:
         if key in self._transcripts:
             self._write_down(self._transcripts.failed(key, error))
         elif self._response is not None and key == self._response.id:
-            too_long = isinstance(error, ContextLengthError) and self._config.forget and self._response.remembered
+            too_long = isinstance(error, ContextLengthError) and self._config.forget and self._response.forgets
             if too_long and self._forgot(self._history.forget_oldest(self._response.keep)):
                 self._generate(self._response, self._history.items)
             else:
@@ -235,7 +232,8 @@ class RealtimeSession:
     def _added(self, item: Item, before: str | None) -> None:
         for kind in ("conversation.item.added", "conversation.item.done"):
             self._send(kind, previous_item_id=before, item=item.as_json())
-        self._forgot(self._history.overflow(item.id if self._response is None else self._response.keep))
+        answering = self._response
+        self._forgot(self._history.overflow([item.id] if answering is None else [answering.keep, answering.item.id]))
 
     def _forgot(self, gone: list[Item]) -> bool:
         """Tell what was forgotten; whether anything was."""
@@ -294,15 +292,15 @@ class RealtimeSession:
         items = read_input(given, self._history, self._reader)
         remembered = given.one_of("conversation", ("auto", "none"), "auto") == "auto"
         limit, heat = max_tokens(given, self._config.max_tokens), temperature(given, self._config.temperature)
-        self._respond(items, remembered=remembered, instructions=own or None, limit=limit, heat=heat,
-                      metadata=read_metadata(given))  # fmt: skip
+        self._respond(items, remembered=remembered, forgets=remembered and given.given.get("input") is None,
+                      instructions=own or None, limit=limit, heat=heat, metadata=read_metadata(given))  # fmt: skip
 
     def _respond_or_wait(self) -> None:
         """Answer the user's turn, after the answer that is still being given where there is one."""
         if self._response is not None:
             self._another = True
             return
-        self._respond(self._history.items, remembered=True, instructions=None, limit=self._config.max_tokens,
+        self._respond(self._history.items, remembered=True, forgets=True, instructions=None, limit=self._config.max_tokens,
                       heat=self._config.temperature, metadata=None)  # fmt: skip
 
     def _respond(
@@ -310,6 +308,7 @@ class RealtimeSession:
         items: list[Item],
         *,
         remembered: bool,
+        forgets: bool,
         instructions: str | None,
         limit: int | None,
         heat: float | None,
@@ -325,7 +324,16 @@ class RealtimeSession:
             temperature=self._card.defaults.temperature if heat is None else heat,
         )
         response = Response(
-            self._new_id("resp"), item, users[-1], remembered, instructions, options, limit, metadata, list(items)
+            self._new_id("resp"),
+            item,
+            users[-1],
+            remembered,
+            forgets,
+            instructions,
+            options,
+            limit,
+            metadata,
+            list(items),
         )
         before = self._history.add(item) if remembered else None
         self._response = response
@@ -370,14 +378,8 @@ class RealtimeSession:
 
 
 _RESPONSE = (
-    "instructions",
-    "output_modalities",
-    "max_output_tokens",
-    "temperature",
-    "conversation",
-    "input",
-    "metadata",
-)
+    "instructions", "output_modalities", "max_output_tokens", "temperature", "conversation", "input", "metadata",
+)  # fmt: skip
 
 
 _EVENTS: Mapping[str, tuple[Callable[[RealtimeSession, Fields], None], tuple[str, ...]]] = MappingProxyType(

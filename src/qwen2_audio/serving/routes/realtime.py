@@ -152,7 +152,12 @@ class Connection:
                 _TOO_BIG, f"an event may have {self._settings.max_event_kib} KiB; send less at once", "too_large"
             )
         try:
-            return json.loads(text)
+            event = json.loads(text)
+            if "\\ud" in text.lower():  # what could not be sent back is not taken in
+                json.dumps(event, ensure_ascii=False).encode()
+            return event
+        except UnicodeEncodeError:
+            return EventError("the message holds half a character (a lone surrogate); repair the text", "invalid_json")
         except (ValueError, RecursionError):
             return EventError("the message is no JSON", "invalid_json")
 

@@ -53,7 +53,10 @@ class Asking:
                 raise ConversationError(texts(session.language).say("ask.empty"))
         except Qwen2AudioError as error:
             gr.Warning(str(error))
-            yield _unchanged()
+            welcome, chatbot, composer, *rest = _unchanged()
+            if message.get("files"):  # they are gone
+                composer = gr.update(value={"text": message.get("text") or "", "files": []})
+            yield (welcome, chatbot, composer, *rest)
             return
         async for view in self._ask(session, Turn(text, (*clips, *more)), Wishes(*wishes)):
             yield view
@@ -136,8 +139,9 @@ class Asking:
         """Go on with a saved conversation."""
         session = self._session(request)
         try:
+            turns = await self._hearing.conversation(path)
             session.chat.clear()
-            session.chat.turns += await self._hearing.conversation(path)
+            session.chat.turns += turns
         except Qwen2AudioError as error:
             gr.Warning(texts(session.language).say("chat.unreadable", problem=str(error)))
         return self._view(session, writing=False)

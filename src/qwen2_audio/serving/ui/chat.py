@@ -140,7 +140,7 @@ async def _write(backend: Backend, job: Job, turn: Turn, news: asyncio.Event) ->
                 now = time.perf_counter() - began
                 if delta.text.strip() and not first:
                     first = now
-                if first:
+                if first and tokens:  # some servers count at the end only
                     turn.speed = Speed(first, tokens, (tokens - 1) / (now - first) if now > first else 0.0)
                 if delta.finish_reason:
                     turn.cut = delta.finish_reason == "length"

@@ -25,7 +25,7 @@ def written(turns: Sequence[Turn]) -> str:
             "recordings": [{"name": clip.name, "flac": base64.b64encode(clip.flac()).decode()} for clip in turn.clips],
         }
         for turn in turns
-        if turn.answer
+        if turn.answer and (turn.text or turn.clips)
     ]
     return json.dumps({"kind": KIND, "version": 1, "turns": entries}, ensure_ascii=False, indent=1)
 

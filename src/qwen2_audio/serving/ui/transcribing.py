@@ -13,7 +13,7 @@ import gradio as gr
 from qwen2_audio.errors import ConversationError, Qwen2AudioError, UsageError
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.longform.subtitles import FORMATS, write
-from qwen2_audio.serving.backend import Backend, OverloadedError
+from qwen2_audio.serving.backend import Backend
 from qwen2_audio.serving.media import Media
 from qwen2_audio.serving.ui.markup import progress
 from qwen2_audio.serving.ui.sessions import Session, Sessions
@@ -42,10 +42,12 @@ class Transcribing:
         if not path:
             yield gr.skip(), gr.skip(), gr.skip(), progress(said.say("transcribe.none"), -1, problem=True), gr.skip()
             return
+        if not self._backend.models:
+            loading = "the model is still being loaded; ask again in a moment"
+            yield gr.skip(), gr.skip(), gr.skip(), progress(loading, -1, problem=True), gr.skip()
+            return
         file = Path(path)
         try:
-            if not self._backend.models:
-                raise OverloadedError("the model is still being loaded; ask again in a moment")
             session.transcript.stop()
             transcript = session.transcript = Transcript(file.stem)
             yield gr.skip(), *_buttons(running=True), progress(said.say("transcribe.reading"), None), _told(transcript)
@@ -64,7 +66,7 @@ class Transcribing:
                     )
             yield gr.update(value=None), *_buttons(running=False), _gone(transcript, said), _told(transcript)
         except Qwen2AudioError as error:
-            yield gr.skip(), *_buttons(running=False), progress(str(error), -1, problem=True), gr.skip()
+            yield gr.update(value=None), *_buttons(running=False), progress(str(error), -1, problem=True), gr.skip()
         finally:
             file.unlink(missing_ok=True)
 
