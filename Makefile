@@ -110,7 +110,7 @@ mini-gpu:  ## the same on one GPU, longer; then report how well the result liste
 	$(MAKE) mini-train PROCESSES=1 SETTINGS='device=cuda batch_tokens=16384 workers=12 minutes=12'
 	$(MAKE) mini-measure
 
-mini-measure: | $(VENV)/speech.ready  ## how well mini listens: every figure of docs/mini.md (DATA=FOLDER)
+mini-measure: | $(VENV)/speech.ready  ## how well mini listens: the figures of docs/mini.md (DATA=FOLDER)
 	@test -n '$(DATA)' || { echo 'say where the recordings are: make mini-measure DATA=FOLDER' >&2; exit 2; }
 	$(RECIPE)/measure.py --ask --read '$(DATA)/librispeech_excerpt' --sounds '$(DATA)/esc10' --emotions '$(DATA)/emodb' \
 	  --faithful '$(DATA)/esc10'

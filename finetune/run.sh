@@ -59,6 +59,8 @@ nodes="${NNODES:-1}"
 command=(-m qwen2_audio.cli.main train sft --config "$config" "model=$model" "data=$train_file" "out=$output"
   ${changes[@]+"${changes[@]}"})
 if ((each * nodes > 1)) || [[ "$engine" == deepspeed* && "$here" -gt 0 ]]; then
+  [[ "$engine" != deepspeed* ]] || "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("deepspeed"))' \
+    || fail "the engine $engine needs DeepSpeed: pip install -e '.[deepspeed]', or name another: --engine fsdp2"
   command=(-m accelerate.commands.launch --config_file "$ROOT/configs/accelerate/$engine.yaml"
     --num_processes "$((each * nodes))" --num_machines "$nodes" --machine_rank "${NODE_RANK:-0}"
     --main_process_ip "${MASTER_ADDR:-127.0.0.1}" --main_process_port "${MASTER_PORT:-29500}" "${command[@]}")

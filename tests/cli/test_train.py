@@ -56,12 +56,19 @@ def test_stages(plan: Path, tmp_path: Path, stage: str) -> None:
             "language_model.targets has 'q_prj', which is no linear layer of it; there are down_proj",
         ),
         (["model=/no/such/model"], "/no/such/model"),
+        (["stage=dpo"], "is for stage 'dpo', not 'sft'; give another file, or stage=sft"),
     ],
 )
 def test_bad_changes_are_one_line(plan: Path, arguments: list[str], reason: str) -> None:
     result = CliRunner().invoke(app, ["train", "sft", "--config", str(plan), *arguments])
     assert result.exit_code == 2
     assert reason in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", ["distil=0.5", "misread=0.1", "spoken_weight=0.1", "next_token_weight=0.5"])
+def test_what_a_stage_does_not_use_is_refused(plan: Path, change: str) -> None:
+    result = CliRunner().invoke(app, ["train", "dpo", "--config", str(plan), change])
+    assert result.exit_code == 2 and 'in stage "dpo", which does not use it' in result.stderr
 
 
 def test_unknown_stage_and_file(plan: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from qwen2_audio import api
+from qwen2_audio.cli.recordings import find_recordings
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.transcription import Transcript
@@ -161,6 +162,17 @@ def test_a_text_that_was_cut_is_said(
 def test_options_that_make_no_sense(run: Run, wav: Path, talks: Path, arguments: tuple[str, ...], word: str) -> None:
     result = run("transcribe", wav, *(argument.format(talks=talks) for argument in arguments))
     assert result.code == 2 and word in result.err
+
+
+def test_a_folder_that_cannot_be_is_said_before_the_work(run: Run, assistant: FakeAssistant, wav: Path) -> None:
+    result = run("transcribe", wav, "-o", wav / "out")
+    assert result.code == 2 and f"cannot write into {wav / 'out'}" in result.err
+
+
+def test_an_address_names_no_place_elsewhere() -> None:
+    for path in ("..%2F..%2Fx.wav", "%2Ftmp%2Fx.wav", "a/x.wav"):
+        [found] = find_recordings([f"https://host/{path}"])
+        assert not isinstance(found, Exception) and found.name == Path("x.wav")
 
 
 def test_two_recordings_of_one_name(run: Run, talks: Path, wav: Path, tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ def test_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes(tmp_path: Path, rows: Path) -> None:
     fails("unknown task 'librispech'; did you mean 'librispeech'?", "evaluate", "librispech", "--out", tmp_path)
     fails("give --out RUN", "evaluate", "esc10")
+    mine = ("evaluate", "--task", rows, "--metric", "accuracy", "--out", tmp_path / "run")
+    fails("adapter is the server's choice", *mine, "--model", "openai:http://127.0.0.1:1/v1", "--adapter", tmp_path)
+    fails("device is the server's choice", *mine, "--base-url", "http://127.0.0.1:1/v1", "--device", "cpu")
+    fails("--api-key-env is for a server", *mine, "--model", "mini", "--api-key-env", "MINE")
     fails("name a task, such as librispeech_test_clean", "evaluate", "--out", tmp_path)
     fails("needs --metric", "evaluate", "--task", rows, "--out", tmp_path)
     fails("are for rows of your own", "evaluate", "esc10", "--metric", "wer", "--out", tmp_path)

@@ -180,6 +180,7 @@ def test_when_all_fail_the_others_are_reported(tmp_path: Path, written: Written)
         ({"limit": 4}, "limit: None there, 4 here"),
         ({"metric": "cer"}, "tasks.rows.metric: 'wer' there, 'cer' here"),
         ({"prompt": "Say that"}, r"tasks.rows.sha256: '\w+' there, '\w+' here"),
+        ({"audio": "other.wav"}, r"tasks.rows.sha256: '\w+' there, '\w+' here"),
     ],
     ids=str,
 )
@@ -191,6 +192,8 @@ def test_another_run_in_the_same_folder_is_refused(
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     if "prompt" in change:
         rows.write_text(rows.read_text().replace("Say it", change.pop("prompt"), 1))
+    if "audio" in change:
+        rows.write_text(rows.read_text().replace("3.wav", change.pop("audio"), 1))
     if "metric" in change:
         change["task"] = own_task(rows, change.pop("metric"), language="en")
     with pytest.raises(UsageError, match=f"holds another run, which differs in .*{difference}.*choose another --out"):

@@ -172,6 +172,19 @@ def test_the_scorecard_asks_what_was_held_out(name: str, count: int) -> None:
         assert {sample.speaker for sample in samples} == {"09", "12"}
 
 
+def test_nothing_is_not_the_word_none(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    names = ("id", "prompt", "source", "language", "speaker", "error", "duration", "more", "audio")
+    file.write_text(json.dumps({"gt": "x", **dict.fromkeys(names)}))
+    [sample] = read_samples(file)
+    assert (sample.id, sample.prompt, sample.source, sample.speaker) == ("1", "", "rows", "")
+    assert (sample.audio, sample.duration, dict(sample.more)) == ((), 0, {})
+    for key, value in (("duration", "3 s"), ("more", 3), ("audio", 5), ("audio", [None])):
+        file.write_text(json.dumps({"gt": "x", key: value}))
+        with pytest.raises(UsageError, match=f"row 1 needs .* under '{key}'"):
+            read_samples(file)
+
+
 @pytest.mark.parametrize("key", ["audios", "wav"])
 def test_no_row_is_asked_without_its_recording(tmp_path: Path, key: str) -> None:
     file = tmp_path / "rows.jsonl"

@@ -162,6 +162,11 @@ def test_json_lines(processor: Processor, data: Path) -> None:
         ('{"messages": [{"role": "user", "content": "<|im_end|>"}]}', "line 1: .*control token"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "line 1: the row holds nothing to learn"),
         ('{"audio": "none.wav", "prompt": null, "gt": "x"}', "line 1: "),
+        ('{"audio": "none.wav", "prompt": "", "gt": "x <|im_end|> y"}', "line 1: the answer holds the control token"),
+        (
+            '{"audio": "none.wav", "prompt": "", "gt": "x", "spoken": "<|im_end|>"}',
+            'line 1: "spoken" holds the control',
+        ),
     ],
 )
 def test_bad_rows(processor: Processor, tmp_path: Path, line: str, named: str) -> None:
@@ -169,6 +174,22 @@ def test_bad_rows(processor: Processor, tmp_path: Path, line: str, named: str) -
     file.write_text(line)
     with pytest.raises(UsageError, match=named):
         Rows(str(file), processor, build_example)[0]
+
+
+def test_what_is_said_in_all_forms(processor: Processor, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(0.5), 16_000)
+    rows: list[dict[str, Any]] = [
+        {"wav": "a.wav", "txt": "Hello there.", "lang": "en"},
+        {"audio": "a.wav", "text": "The cat", "language": "en"},
+        {"audio": "a.wav", "prompt": "Say it", "gt": "x", "spoken": "The dog?"},
+        {"audio": "a.wav", "prompt": "Say it", "gt": "x"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert list(Rows(str(file), processor, build_example).said()) == ["hello there", "the cat", "the dog"]
+    file.write_text(file.read_text() + "\n{")
+    with pytest.raises(UsageError, match=r"rows\.jsonl, line 5"):
+        list(Rows(str(file), processor, build_example).said())
 
 
 def test_unreadable_files(processor: Processor, tmp_path: Path) -> None:

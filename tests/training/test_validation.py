@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from qwen2_audio.cli.main import app
 from qwen2_audio.errors import UsageError
 from qwen2_audio.training.checkpointing import BEST, RESULT, Checkpoints
-from qwen2_audio.training.config import EvalConfig, TrainConfig
+from qwen2_audio.training.config import EvalConfig, GroupConfig, TrainConfig
 from qwen2_audio.training.plot import CURVES, plot, read_log
 from qwen2_audio.training.trainer import Trainer, train
 from qwen2_audio.training.validation import score
@@ -57,6 +59,26 @@ def test_the_loss_measured_is_the_loss(plan: TrainConfig) -> None:
     assert measured["eval_loss"] == pytest.approx(learnt["loss"], rel=1e-4)
 
 
+def test_hearing_alone_is_measured(plan: TrainConfig) -> None:
+    data = Path(plan.data)
+    rows = [{**json.loads(line), "spoken": "the cat"} for line in data.read_text().splitlines()]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    hear = replace(plan, next_token_weight=0.0, spoken_weight=1.0, language_model=GroupConfig(), steps=2)
+    train(replace(hear, evaluation=EvalConfig(plan.data, every=1)), silent)
+    found = [row["eval_spoken"] for row in log_of(plan) if "eval_spoken" in row]
+    assert len(found) == 3 and found[-1] < found[0]
+    assert (Path(plan.out) / BEST).exists()
+
+
+def test_another_measurement_has_another_best(plan: TrainConfig, tmp_path: Path) -> None:
+    measured = EvalConfig(plan.data, every=5)
+    trainer = Trainer(replace(plan, evaluation=measured), silent)
+    trainer.run()
+    assert Trainer(replace(plan, evaluation=replace(measured, every=3)), silent).best == trainer.best
+    other = replace(measured, data=str(write_rows(tmp_path, "held.jsonl")))
+    assert math.isnan(Trainer(replace(plan, evaluation=other), silent).best)
+
+
 def test_the_latest_few_checkpoints_stay(plan: TrainConfig) -> None:
     train(replace(plan, save_every=2, keep=3), silent)
     kept = Checkpoints(Path(plan.out), 3).finished()
@@ -76,6 +98,16 @@ def test_a_damaged_checkpoint_is_named(plan: TrainConfig) -> None:
     train(plan, silent)
     (Checkpoints(Path(plan.out), 2).finished()[-1] / "state.pt").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"cannot read the checkpoint .*step-00000012, it is damaged; delete it"):
+        Trainer(plan, silent)
+
+
+def test_too_little_memory_is_not_the_checkpoints_fault(plan: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    train(plan, silent)
+    monkeypatch.setattr("qwen2_audio.training.engines.PlainEngine.restore", full)
+    with pytest.raises(torch.OutOfMemoryError):
         Trainer(plan, silent)
 
 

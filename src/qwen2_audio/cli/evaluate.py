@@ -89,18 +89,27 @@ def run(
     config = EvaluateConfig(tasks, out, data, batch_size=batch_size, limit=limit, profile=profile, judge=judge)
 
     def open_answerer() -> Answerer:
-        url, name = (base_url, model) if base_url is not None else _served(model, api_key_env)
-        if url is not None:
+        from qwen2_audio.remote.address import is_address
+
+        if base_url is not None or is_address(model):
             from qwen2_audio.evaluation.server_answerer import OpenAIAnswerer
+            from qwen2_audio.remote.opening import refuse_local_options
+
+            refuse_local_options(
+                adapter=adapter, device=device, dtype=dtype, quantize="auto", revision=revision, offline=offline
+            )
+            url, name = (base_url, model) if base_url is not None else _served(model, api_key_env)
 
             return OpenAIAnswerer(
                 url, name, key_variable=api_key_env, max_new_tokens=max_new_tokens, long_audio=long_audio
             )
         from qwen2_audio.evaluation.answerers import AssistantAnswerer
 
+        if api_key_env is not None:
+            raise UsageError(f"--api-key-env is for a server; the model is {model}, here; leave it out")
         runs_on = {"device": _own_device(device), "dtype": dtype}
         opened = open_assistant(model, **runs_on, revision=revision, offline=offline, adapter=adapter)
-        name += f" with {adapter.name}" if adapter else ""
+        name = f"{model} with {adapter.name}" if adapter else model
         return AssistantAnswerer(opened, name, max_new_tokens=max_new_tokens, long_audio=long_audio)
 
     folder = start(config, _OnceAsked(open_answerer), say, _show)
@@ -189,13 +198,10 @@ def _judge(url: str | None, model: str, mode: str, key_env: str, replies: Path |
     return Judge(model, url, mode=mode, key_variable=key_env, cache=replies or out / "judge_replies.jsonl")
 
 
-def _served(model: str, key_variable: str | None) -> tuple[str | None, str]:
-    """The address and the name of a model that is given as openai:URL; no address of any other."""
-    from qwen2_audio.remote.address import is_address
+def _served(model: str, key_variable: str | None) -> tuple[str, str]:
+    """The address and the name of a model that is given as openai:URL."""
     from qwen2_audio.remote.opening import open_remote
 
-    if not is_address(model):
-        return None, model
     remote = open_remote(model, key_variable=key_variable)
     remote.close()
     return remote.url, remote.served.name

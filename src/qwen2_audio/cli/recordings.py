@@ -41,7 +41,7 @@ def _found(argument: str) -> Iterator[Recording | AudioError]:
     if argument == STDIN:
         yield Recording(STDIN, Path("stdin"))
     elif argument.startswith(("http://", "https://", "data:")):
-        name = unquote(os.path.basename(urlsplit(argument).path)) if argument.startswith("http") else ""
+        name = os.path.basename(unquote(urlsplit(argument).path)) if argument.startswith("http") else ""
         yield Recording(argument, Path(name or "recording"))
     elif os.path.isdir(path):
         yield from _several(_in_folder(path), Path(path), f"there are no recordings in the folder {argument}")

@@ -22,7 +22,7 @@ def _stage(name: str, about: str) -> None:
         from qwen2_audio.training.config import load_train_config
         from qwen2_audio.training.trainer import train as start
 
-        result = start(load_train_config(config, [*(changes or []), f"stage={name}"]), say)
+        result = start(load_train_config(config, changes or (), name), say)
         if os.environ.get("RANK", "0") == "0":
             print(result, flush=True)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # all is written; torch's own threads may abort a tidy exit

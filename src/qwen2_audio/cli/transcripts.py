@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,10 @@ class Transcripts:
             raise UsageError(f"--format {ALL} makes several files of a recording; give --output-dir")
         if overwrite and folder is None:
             raise UsageError("--overwrite is for files; give --output-dir")
+        if folder is not None:
+            place = next(path for path in (folder, *folder.parents) if path.exists())
+            if not place.is_dir() or not os.access(place, os.W_OK):
+                raise UsageError(f"cannot write into {folder}: {place} is no folder to write into; give another one")
         return cls(formats, folder, overwrite)
 
     def refuse_collisions(self, recordings: Sequence[Recording]) -> None:

@@ -124,7 +124,10 @@ def _settings(
     """All that answers depend on; its hash is what a run is known by."""
     tasks = {}
     for task in config.tasks:
-        asked = [[s.id, s.prompt, s.gt, s.source, s.chat, s.language, len(s.audio)] for s in samples[task.name]]
+        asked = [
+            [s.id, s.prompt, s.gt, s.source, s.chat, s.language, *map(os.path.basename, s.audio)]
+            for s in samples[task.name]
+        ]
         tasks[task.name] = {
             "metric": task.metric,
             "prompt": task.prompt or "each its own",

@@ -73,23 +73,37 @@ class Answer:
         Raises:
             UsageError: there is no `gt` or no `response`, or they are no text.
         """
+        row = {key: value for key, value in row.items() if value is not None}
         for key in ("gt", "response"):
             if not isinstance(row.get(key), str):
                 raise UsageError(f"row {number} needs a text under {key!r}, got {row.get(key)!r:.80}")
-        audio = row.get("audio_path", row.get("audio", ()))
+        audio = row.get("audio_path", row.get("audio", []))
+        audio = [audio] if isinstance(audio, str) else audio
+        paths = isinstance(audio, list | tuple) and all(isinstance(path, str) for path in audio)
+        for key, valid, rule in (
+            ("audio", paths, "a path or a list of paths"),
+            ("more", isinstance(row.get("more", {}), Mapping), "an object"),
+            *((key, _is_number(row.get(key, 0)), "a number") for key in ("duration", "seconds")),
+        ):
+            if not valid:
+                raise UsageError(f"row {number} needs {rule} under {key!r}, got {row.get(key)!r:.80}")
         sample = Sample(
             id=str(row.get("id", number)),
-            audio=(audio,) if isinstance(audio, str) else tuple(audio),
+            audio=tuple(audio),
             prompt=str(row.get("prompt", "")),
             gt=row["gt"],
             source=str(row.get("source", "all")),
             chat=bool(row.get("chat", False)),
             language=str(row.get("language", "")),
             speaker=str(row.get("speaker", "")),
-            duration=float(row.get("duration", 0) or 0),
+            duration=float(row.get("duration", 0)),
             more=row.get("more", {}),
         )
-        return cls(sample, row["response"], str(row.get("error", "")), float(row.get("seconds", 0) or 0))
+        return cls(sample, row["response"], str(row.get("error", "")), float(row.get("seconds", 0)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -113,11 +127,12 @@ def read_samples(path: Path, *, chat: bool = False, keep: Mapping[str, Sequence[
     """
     samples = []
     for number, row in _rows(path):
-        whole = {"response": "", "source": path.stem, "chat": chat, **row}
+        known = {key: value for key, value in row.items() if value is not None}
+        whole = {"response": "", "source": path.stem, "chat": chat, **known}
         if any(whole.get(key) not in values for key, values in (keep or {}).items()):
             continue
         sample = Answer.from_json(whole, number).sample
-        strange = [key for key in _NOT_AUDIO if key in row]
+        strange = [key for key in _NOT_AUDIO if key in known]
         if strange:
             raise UsageError(f"{path}, row {number} names its recording under {strange[0]!r}; name it under 'audio'")
         audio = tuple(a if "://" in a or a.startswith("data:") else str(path.parent / a) for a in sample.audio)

@@ -46,7 +46,7 @@ def render_base(audios: int, instruction: str) -> str:
     """
     if not audios and not instruction:
         raise ConversationError("the prompt is empty; give recordings, an instruction or both")
-    _refuse_control_tokens(instruction, "the instruction")
+    refuse_control_tokens(instruction, "the instruction")
     return PLACEHOLDER * audios + instruction
 
 
@@ -83,10 +83,10 @@ def check(conversation: Conversation) -> None:
             raise ConversationError(f"message {index} (user) is an empty text; say something or give a recording")
         for part in message.parts:
             if isinstance(part, TextPart):
-                _refuse_control_tokens(part.text, f"message {index} ({message.role})")
+                refuse_control_tokens(part.text, f"message {index} ({message.role})")
 
 
-def _refuse_control_tokens(text: str, where: str) -> None:
+def refuse_control_tokens(text: str, where: str) -> None:
     found = next((token for token in CONTROL_TOKENS if token in text), None)
     if found:
         raise ConversationError(

@@ -95,6 +95,8 @@ def reading(folder: Path) -> Iterator[None]:
     """Turn what a damaged checkpoint does to torch into one line."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):  # no fault of the checkpoint
+        raise
     except Exception as error:  # of many kinds
         raise UsageError(
             f"cannot read the checkpoint {folder}, it is damaged; delete it to go on from the one before"

@@ -173,6 +173,14 @@ class TrainConfig:
             raise UsageError(
                 "distil needs the language model as it was; let it learn by lora, and freeze embeddings and head"
             )
+        if self.stage == "dpo":
+            for name, neutral in (("next_token_weight", 1), ("spoken_weight", 0), ("misread", 0), ("distil", 0)):
+                _check(
+                    getattr(self, name) == neutral,
+                    name,
+                    f'{neutral} in stage "dpo", which does not use it',
+                    getattr(self, name),
+                )
         if not self.next_token_weight and not self.spoken_weight:
             raise UsageError("next_token_weight and spoken_weight are both 0; there is nothing to learn")
         for name in self.trackers:
@@ -217,10 +225,11 @@ def _check_types(config: Any) -> None:
             raise UsageError(f"{entry.name} must be of type {kind}, got {value!r}{hint}")
 
 
-def load_train_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
+def load_train_config(path: Path, changes: Sequence[str] = (), stage: str = "") -> TrainConfig:
     """Read a YAML file; an unknown key is an error that names the nearest valid one.
 
     Args:
+        stage: the one that is asked for; a file of another one is refused.
         changes: `key=value` texts that replace what the file says, `group.key=value` inside a group; values are read as
             YAML, except where a text is wanted.
     """
@@ -235,6 +244,10 @@ def load_train_config(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
             if not equals:
                 raise UsageError(f"{change!r} changes nothing; write key=value")
             _put(values, key, value if _is_text(key) and not value.startswith("{") else yaml.safe_load(value or "''"))
+        if stage and values.setdefault("stage", stage) != stage:
+            raise UsageError(
+                f"{path} is for stage {values['stage']!r}, not {stage!r}; give another file, or stage={stage}"
+            )
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the training configuration {path}: {error}") from error
     try:

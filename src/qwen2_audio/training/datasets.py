@@ -16,7 +16,14 @@ import numpy as np
 
 from qwen2_audio.errors import UsageError
 from qwen2_audio.processing.audio import load_part
-from qwen2_audio.processing.chat_template import GENERATION_PROMPT, check, render_base, render_turn, with_system
+from qwen2_audio.processing.chat_template import (
+    GENERATION_PROMPT,
+    check,
+    refuse_control_tokens,
+    render_base,
+    render_turn,
+    with_system,
+)
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
 from qwen2_audio.processing.mel import Clip
 from qwen2_audio.processing.processor import Processor
@@ -113,15 +120,28 @@ class Rows(Generic[Built]):
         """Where the rows of positions stand."""
         return [source.place(index) for source, index in map(self.mixture.at, positions)]
 
+    def raw(self, number: int) -> Any:
+        """A row by its number among those of all sources, as it was written.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        source, index = self.mixture.locate(number)
+        try:
+            return source.row(index)
+        except ValueError as error:
+            raise UsageError(f"{source.place(index)}: {error}") from error
+
     def said(self) -> Iterator[str]:
-        """All that is known to be said, as it is heard, without reading the recordings."""
-        for source in self.mixture.sources:
-            for index in range(len(source)):
-                row = source.row(index)
-                if isinstance(row, Mapping):
-                    text = row.get("spoken") or (row.get("text") if row.get("task") == "asr" else "")
-                    if text:
-                        yield _as_heard(str(text))
+        """All that is known to be said, as it is heard, without decoding the recordings."""
+        for number in range(len(self)):
+            source, index = self.mixture.locate(number)
+            try:
+                row = parse_row(self.raw(number), source.folder)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UsageError(f"{source.place(index)}: {error}") from error
+            if not isinstance(row, PreferenceRow) and row.spoken:
+                yield _as_heard(row.spoken)
 
 
 def misread(example: Example, share: float, rng: np.random.Generator) -> Example:
@@ -163,8 +183,10 @@ def build_example(
         answers = [re.sub(r"^<\|\w+\|>", "", parsed.target)]
         if not answers[0].strip():
             raise UsageError("the answer is empty; give the row a text, or leave it out")
+        refuse_control_tokens(answers[0], "the answer")
         pieces = [(render_base(len(parsed.audios), parsed.prompt), False), (parsed.target + END_OF_TEXT, True)]
         audios = list(parsed.audios)
+    refuse_control_tokens(parsed.spoken, '"spoken"')
     clips = _hear(audios, processor, change)
     said = _as_heard(parsed.spoken) if len(clips) == 1 else ""
     transcript = bool(said) and [_as_heard(answer) for answer in answers] == [said]

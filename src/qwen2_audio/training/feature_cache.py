@@ -16,10 +16,13 @@ from qwen2_audio.processing.mel import Clip
 
 
 class FeatureCache:
-    """Audio states by the content of the clip and of the encoder's weights; a changed encoder finds nothing."""
+    """Audio states by the content of the clip and of the encoder's weights, and by the precision of products; a changed encoder
+    finds nothing."""
 
     def __init__(self, folder: Path, encoder: AudioEncoder) -> None:
-        weights = hashlib.sha256()
+        kind = next(encoder.parameters()).device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        weights = hashlib.sha256(str(dtype).encode())
         for name, tensor in encoder.state_dict().items():
             weights.update(name.encode())
             weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())

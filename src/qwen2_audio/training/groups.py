@@ -78,9 +78,9 @@ def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     return groups
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Every trained parameter under its published name; LoRA's as `LAYER.lora_A`, `LAYER.lora_B`, `LAYER.lora_magnitude`."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+def names_of_trained(model: nn.Module) -> list[str]:
+    """The published names of what learns; LoRA's as `LAYER.lora_A`, `LAYER.lora_B`, `LAYER.lora_magnitude`."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def exported(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -137,8 +137,6 @@ class SpokenTokenLoss:
         said = [torch.tensor(tokens) for tokens in batch.spoken]
         parts = audio.float().split([audio_tokens(clip.frames) for clip in batch.clips])
         pairs = [(part, tokens) for part, tokens in zip(parts, said, strict=True) if len(tokens)]
-        if not pairs:
-            return audio.new_zeros(())
         classes, index = torch.cat([*(tokens for _, tokens in pairs), self._vocabulary]).unique(return_inverse=True)
         names = normalize(self._embeddings[classes.to(audio.device)].float() - self._mean, dim=-1)
         heard = normalize(torch.cat([part for part, _ in pairs]) - self._mean, dim=-1)

@@ -55,8 +55,7 @@ def kept_log_probs(
 
 def _mark(dataset: Rows[tuple[Example, Example]], row: int, run: str) -> str:
     """What tells whether a kept value is of this very row and run."""
-    source, index = dataset.mixture.locate(row)
-    content = json.dumps(source.row(index), sort_keys=True, default=repr)
+    content = json.dumps(dataset.raw(row), sort_keys=True, default=repr)
     return hashlib.sha256(f"{run}\n{content}".encode()).hexdigest()[:16]
 
 

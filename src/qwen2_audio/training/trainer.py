@@ -46,7 +46,7 @@ from qwen2_audio.training.checkpointing import (
 from qwen2_audio.training.collate import Pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.engines import choose_engine
-from qwen2_audio.training.groups import choose_what_learns, exported, optimizer_groups, start_from, trained_state
+from qwen2_audio.training.groups import choose_what_learns, exported, names_of_trained, optimizer_groups, start_from
 from qwen2_audio.training.learner import Learner
 from qwen2_audio.training.lora import lora_layers
 from qwen2_audio.training.losses import head_pieces
@@ -111,7 +111,7 @@ class Trainer:
             for layer in lora_layers(self.model).values():
                 if layer.lora_magnitude is None:
                     layer.base.bfloat16()
-        self.learns = list(dict.fromkeys([*trained_state(self.model), *started]))
+        self.learns = list(dict.fromkeys([*names_of_trained(self.model), *started]))
         processor = load_processor(folder, load_config(folder))
         with self._autocast():
             self.stage = make_stage(config, self.model, processor, self.say)
@@ -271,7 +271,9 @@ class Trainer:
             dist.barrier()  # the others wait while the first generates
         self.tracking.evaluation({"step": self.step, **{name: round(value, 6) for name, value in found.items()}})
         metric = validation.settings.metric if f"eval_{validation.settings.metric}" in found else "loss"
-        value = found[f"eval_{metric}"]
+        value = found.get(
+            f"eval_{metric}", found.get("eval_spoken", float("nan"))
+        )  # that is all where no text is learnt
         better = self.best != self.best or (value < self.best if LOWER_IS_BETTER[metric] else value > self.best)
         mine = float(better and self.rank == 0)  # only the first knows the answers' metric
         if bool(self._all(torch.tensor([mine]), dist.ReduceOp.MAX)[0]):
@@ -307,7 +309,7 @@ class Trainer:
             if self.rank == 0:
                 torch.save(trained, part / WEIGHTS)
                 state = {"config": plain(asdict(self.config)), "step": self.step, "seconds": self.seconds}
-                state |= {"best": self.best, "metric": self.config.evaluation.metric, "engine": self.engine.name}
+                state |= {"best": self.best, "engine": self.engine.name}
                 state |= {"cursors": cursors, "random": states}
                 torch.save(state, part / STATE)
         self._barrier()
@@ -349,8 +351,8 @@ class Trainer:
             self.engine.restore({f"model.{name}": tensor for name, tensor in weights.items()})
             self.engine.load(folder)
         self.step, self.seconds = state["step"], state["seconds"]
-        if state["metric"] == self.config.evaluation.metric:
-            self.best = state["best"]
+        if {**state["config"]["evaluation"], "every": 0} == {**plain(asdict(self.config.evaluation)), "every": 0}:
+            self.best = state["best"]  # of the same measurement
         if len(cursors) == self.world:
             self.cursor = cursors[self.rank]
             torch.set_rng_state(state["random"][self.rank])

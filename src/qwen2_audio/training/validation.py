@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Question:
 
 
 class Validation:
-    """What is measured, and on which rows; read once."""
+    """What is measured, and on which rows."""
 
     def __init__(self, config: TrainConfig, model: Qwen2Audio, processor: Processor) -> None:
         settings = config.evaluation
@@ -59,6 +60,8 @@ class Validation:
         count = len(self.stage.dataset)
         self._batch_tokens = config.batch_tokens
         self._rows = range(count)
+        self._groups: list[list[int]] = []
+        """The rows of each pack, once they are known."""
         self._questions: list[Question] = []
         if settings.metric != "loss":
             if find_spec("rapidfuzz") is None:
@@ -70,14 +73,19 @@ class Validation:
             rows = Rows(settings.data, processor, build_example)
             self._questions = [_question(rows.row(i), processor) for i in range(min(count, settings.samples))]
 
-    def packs(self, rank: int, world: int) -> list[tuple[Pack, float]]:
+    def packs(self, rank: int, world: int) -> Iterator[tuple[Pack, float]]:
         """This process' packs with their weights; all processes get as many, some of weight 0."""
-        groups = list(pack_by_tokens(map(self.stage.item, self._rows), self._batch_tokens, self.stage.size))
-        most = -(-len(groups) // world)
-        mine = groups[rank::world]
+        if not self._groups:
+            sizes = ((row, self.stage.size(self.stage.item(row))) for row in self._rows)
+            self._groups = [
+                [row for row, _ in group] for group in pack_by_tokens(sizes, self._batch_tokens, itemgetter(1))
+            ]
+        most = -(-len(self._groups) // world)
+        mine = self._groups[rank::world]
         weights = [1.0] * len(mine) + [0.0] * (most - len(mine))
-        mine += groups[:1] * (most - len(mine))
-        return [(self.stage.pack(group), weight) for group, weight in zip(mine, weights, strict=True)]
+        mine += self._groups[:1] * (most - len(mine))
+        for group, weight in zip(mine, weights, strict=True):
+            yield self.stage.pack([self.stage.item(row) for row in group]), weight
 
     def losses(
         self, learner: nn.Module, agreed: Callable[[Pack], Pack], rank: int, world: int, add_up: Callable[[Any], Any]
