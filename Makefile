@@ -99,7 +99,8 @@ mini-train: mini-data  ## take mini through its stages and put the result into t
 	mkdir -p $(MINI)/half
 	$(RECIPE)/average.py $(MINI)/mix/trained.safetensors $(MINI)/mix/trained.safetensors $(MINI)/half/trained.safetensors \
 	  --encoder 0.5
-	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/half/trained.safetensors out=$(MINI)/back encoder.learning_rate=5.0e-5 $(SETTINGS)
+	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/half/trained.safetensors out=$(MINI)/back encoder.learning_rate=5.0e-5 \
+	  distil=1.0 misread=0.15 $(SETTINGS)
 	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/back/model && \
 	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/back/trained.safetensors $(MINI)/back/model && \
 	  $(RECIPE)/preferences.py $(MINI)/back/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }

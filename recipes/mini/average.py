@@ -1,6 +1,7 @@
 """The average of what two training runs gave, of which one was gone on with from the other; or less of one.
 
     python recipes/mini/average.py FIRST.safetensors SECOND.safetensors OUT.safetensors --share 0.5
+    python recipes/mini/average.py FIRST.safetensors SECOND.safetensors OUT.safetensors --share 0.5 --share-of-encoder 0.2
     python recipes/mini/average.py FIRST.safetensors SECOND.safetensors OUT.safetensors --share 0.5 --start START.safetensors
     python recipes/mini/average.py RUN.safetensors RUN.safetensors OUT.safetensors --encoder 0.5
 
@@ -35,9 +36,17 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def average(
-    first: dict[str, Tensor], second: dict[str, Tensor], share: float, start: dict[str, Tensor] | None = None
+    first: dict[str, Tensor],
+    second: dict[str, Tensor],
+    share: float,
+    start: dict[str, Tensor] | None = None,
+    of_encoder: float | None = None,
 ) -> dict[str, Tensor]:
-    """(1 - share) * first + share * second; first + share * (second - start) where there is a start."""
+    """(1 - share) * first + share * second; first + share * (second - start) where there is a start.
+
+    Args:
+        of_encoder: the share for the encoder's tensors, where it is another.
+    """
     out = {}
     for name, new in second.items():
         old = first[name]
@@ -47,7 +56,8 @@ def average(
             old = grown
         if start is not None and start[name].shape != new.shape:
             raise SystemExit(f"{name} has the shape {[*start[name].shape]} in the start, {[*new.shape]} in the second")
-        mixed = old + share * (new - (old if start is None else start[name]))
+        own = share if of_encoder is None or not name.startswith("audio_tower.") else of_encoder
+        mixed = old + own * (new - (old if start is None else start[name]))
         out[name] = mixed.half() if "lora_" in name else mixed
     return out
 
@@ -69,11 +79,12 @@ def main() -> None:
     parser.add_argument("second", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--share", type=float, default=0.5, help="of the second")
+    parser.add_argument("--share-of-encoder", type=float, help="the same for the encoder, where it is another")
     parser.add_argument("--start", type=Path, help="what both runs set out from")
     parser.add_argument("--encoder", type=float, default=1.0, help="share that stays of what the encoder learnt")
     args = parser.parse_args()
     start = read(args.start) if args.start else None
-    mixed = average(read(args.first), read(args.second), args.share, start)
+    mixed = average(read(args.first), read(args.second), args.share, start, args.share_of_encoder)
     save_file(keep_of_encoder(mixed, args.encoder), args.out, metadata={"lora_scale": "1.0"})
 
 
