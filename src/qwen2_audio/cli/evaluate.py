@@ -89,28 +89,18 @@ def run(
     config = EvaluateConfig(tasks, out, data, batch_size=batch_size, limit=limit, profile=profile, judge=judge)
 
     def open_answerer() -> Answerer:
-        from qwen2_audio.remote.address import is_address
-
-        if base_url is not None or is_address(model):
-            from qwen2_audio.evaluation.server_answerer import OpenAIAnswerer
-            from qwen2_audio.remote.opening import refuse_local_options
-
-            refuse_local_options(
-                adapter=adapter, device=device, dtype=dtype, quantize="auto", revision=revision, offline=offline
-            )
-            url, name = (base_url, model) if base_url is not None else _served(model, api_key_env)
-
-            return OpenAIAnswerer(
-                url, name, key_variable=api_key_env, max_new_tokens=max_new_tokens, long_audio=long_audio
-            )
         from qwen2_audio.evaluation.answerers import AssistantAnswerer
+        from qwen2_audio.remote import address, opening
 
+        place: dict[str, Any] = {"revision": revision, "offline": offline, "adapter": adapter}
+        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "long_audio": long_audio}
+        if base_url is not None or address.is_address(model):
+            opening.refuse_local_options(device=device, dtype=dtype, quantize="none", **place)
+            return _on_server(base_url, model, api_key_env, how)
         if api_key_env is not None:
             raise UsageError(f"--api-key-env is for a server; the model is {model}, here; leave it out")
-        runs_on = {"device": _own_device(device), "dtype": dtype}
-        opened = open_assistant(model, **runs_on, revision=revision, offline=offline, adapter=adapter)
-        name = f"{model} with {adapter.name}" if adapter else model
-        return AssistantAnswerer(opened, name, max_new_tokens=max_new_tokens, long_audio=long_audio)
+        opened = open_assistant(model, device=_own_device(device), dtype=dtype, **place)
+        return AssistantAnswerer(opened, f"{model} with {adapter.name}" if adapter else model, **how)
 
     folder = start(config, _OnceAsked(open_answerer), say, _show)
     if os.environ.get("RANK", "0") == "0":
@@ -198,13 +188,16 @@ def _judge(url: str | None, model: str, mode: str, key_env: str, replies: Path |
     return Judge(model, url, mode=mode, key_variable=key_env, cache=replies or out / "judge_replies.jsonl")
 
 
-def _served(model: str, key_variable: str | None) -> tuple[str, str]:
-    """The address and the name of a model that is given as openai:URL."""
+def _on_server(url: str | None, model: str, key_variable: str | None, how: dict[str, Any]) -> Answerer:
+    """A model of the server at `url`, or one that is given as openai:URL."""
+    from qwen2_audio.evaluation.server_answerer import OpenAIAnswerer
     from qwen2_audio.remote.opening import open_remote
 
-    remote = open_remote(model, key_variable=key_variable)
-    remote.close()
-    return remote.url, remote.served.name
+    if url is None:
+        remote = open_remote(model, key_variable=key_variable)
+        remote.close()
+        url, model = remote.url, remote.served.name
+    return OpenAIAnswerer(url, model, key_variable=key_variable, **how)
 
 
 def _own_device(device: str) -> str:
