@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import struct
-import threading
 import warnings
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -20,6 +17,7 @@ from numpy.typing import NDArray
 
 from qwen2_audio.errors import AudioError
 from qwen2_audio.processing.audio import load_audio
+from tests.processing.refused import assert_refused
 from tests.tiny import sound
 
 
@@ -159,80 +157,7 @@ def test_int16_full_scale() -> None:
     np.testing.assert_allclose(samples, [-1, 0, 0.5, 32767 / 32768], atol=1e-7)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body, kind, status, promised = WAV, "audio/wav", 200, len(WAV)
-        if self.path == "/page":
-            body, kind = b"<!DOCTYPE html><html><body>Log in</body></html>", "text/html; charset=utf-8"
-            promised = len(body)
-        elif self.path == "/page-as-wav":
-            body = b"\n<html><body>Log in</body></html>"
-            promised = len(body)
-        elif self.path == "/cut":
-            promised = 2 * len(WAV)
-        elif self.path != "/sound.wav":
-            status = 404
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(promised))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of a web server on this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "*")
-
-
-def test_url(server: str) -> None:
-    np.testing.assert_array_equal(load_audio(f"{server}/sound.wav"), load_audio(WAV))
-
-
 # bad recordings: one line that says what was wrong, what was given and what to do
-
-
-def assert_refused(source: object, *words: str) -> None:
-    with pytest.raises(AudioError) as caught:
-        load_audio(source)  # type: ignore[arg-type]
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-    assert ";" in message or "must" in message or "is (samples, rate)" in message, f"no advice in {message!r}"
-
-
-@pytest.mark.parametrize(
-    ("path", "words"),
-    [
-        ("/sound.wav/missing", ("404", "check the address")),
-        ("/page", ("web page (HTML)", "/page")),
-        ("/page-as-wav", ("web page (HTML)", "/page-as-wav")),
-        ("/cut", ("cut short", "bytes arrived", "try again")),
-    ],
-)
-def test_bad_answers_of_servers(server: str, path: str, words: tuple[str, ...]) -> None:
-    assert_refused(server + path, *words)
-
-
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9/x.wav", "http://127.0.0.1:port/x.wav", "http:///x.wav", "http://[::/"]
-)
-def test_unreachable_urls(url: str) -> None:
-    assert_refused(url, url, "check the address")
 
 
 def test_missing_file_folder_and_empty_file(tmp_path: Path) -> None:
@@ -255,21 +180,6 @@ def test_text_mode_file(tmp_path: Path) -> None:
     with path.open(encoding="utf-8") as file:  # reading it would already fail: these bytes are no UTF-8
         assert_refused(file, "text, not bytes", "binary mode")
     assert_refused(io.StringIO("sound"), "text, not bytes", "binary mode")
-
-
-@pytest.mark.parametrize(
-    ("url", "word"),
-    [
-        ("data:audio/wav;base64", "no comma"),
-        ("data:audio/wav;base64,@@@@", "not valid base64"),
-        ("data:audio/wav;base64,é", "not valid base64"),
-        ("data:audio/wav;base64,", "empty"),
-        ("data:audio/wav;base64,aGVsbG8gd29ybGQ=", "not a recording"),
-        ("data:,hello", "not a recording"),
-    ],
-)
-def test_bad_data_urls(url: str, word: str) -> None:
-    assert_refused(url, "data URL", word)
 
 
 @pytest.mark.parametrize(
