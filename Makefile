@@ -99,11 +99,15 @@ mini-train: mini-data  ## take mini through its stages and put the result into t
 	mkdir -p $(MINI)/half
 	$(RECIPE)/average.py $(MINI)/mix/trained.safetensors $(MINI)/mix/trained.safetensors $(MINI)/half/trained.safetensors \
 	  --encoder 0.5
-	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/half/trained.safetensors out=$(MINI)/back encoder.learning_rate=5.0e-5 \
+	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/half/trained.safetensors out=$(MINI)/back encoder.learning_rate=5.0e-5 $(SETTINGS)
+	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/back/trained.safetensors out=$(MINI)/far encoder.learning_rate=3.0e-5 \
 	  distil=1.0 misread=0.15 $(SETTINGS)
-	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/back/model && \
-	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/back/trained.safetensors $(MINI)/back/model && \
-	  $(RECIPE)/preferences.py $(MINI)/back/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
+	mkdir -p $(MINI)/both
+	$(RECIPE)/average.py $(MINI)/far/trained.safetensors $(MINI)/back/trained.safetensors $(MINI)/both/trained.safetensors \
+	  --share 0.8 --share-of-encoder 0.35
+	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/both/model && \
+	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/both/trained.safetensors $(MINI)/both/model && \
+	  $(RECIPE)/preferences.py $(MINI)/both/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
 	$(TRAIN) configs/mini/dpo.yaml $(SETTINGS)
 	cp $(MINI)/dpo/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
 

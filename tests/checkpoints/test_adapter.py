@@ -131,6 +131,7 @@ def test_names_of_older_classes(adapter: Path, trained: Path) -> None:
         ({"peft_type": "IA3"}, "of the kind IA3"),
         ({"use_dora": True}, "says use_dora=True, which .* contradicts"),
         ({"lora_bias": True}, "uses lora_bias"),
+        ({"lora_alpha": None}, "has no lora_alpha, a number; it is damaged"),
     ],
 )
 def test_what_cannot_be_merged_is_said(adapter: Path, change: dict[str, Any], named: str) -> None:

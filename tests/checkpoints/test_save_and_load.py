@@ -270,6 +270,12 @@ def test_existing_folder_is_refused(tmp_path: Path, model: Qwen2Audio) -> None:
         save(model, tmp_path / "notes.txt")
 
 
+def test_the_current_folder_is_refused(tmp_path: Path, model: Qwen2Audio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="is the current folder; choose a new one in it"):
+        save(model, Path())
+
+
 def test_empty_folder_is_used(tmp_path: Path, model: Qwen2Audio) -> None:
     (tmp_path / "saved").mkdir()
     save(model, tmp_path / "saved")

@@ -13,8 +13,11 @@ from typer.testing import CliRunner
 from qwen2_audio.bench import machine, scenarios
 from qwen2_audio.bench.agreement import agreement
 from qwen2_audio.bench.scenarios import Scenario
+from qwen2_audio.bench.server_side import Server
 from qwen2_audio.bench.sides import Wave
 from qwen2_audio.cli.main import app
+from qwen2_audio.errors import UsageError
+from tests.remote.scripted import Say, ScriptedServer, running
 
 SHORT = [
     Scenario((1.0,), 3),
@@ -61,6 +64,17 @@ def test_both_sides(folder: Path, tmp_path: Path) -> None:
         assert row["ratio"].keys() == {"plain steps", "transformers"}
         assert all(0 < side["low"] <= side["median"] <= side["high"] for side in row["seconds"].values())
     assert picture.read_text().lstrip().startswith("<?xml")
+
+
+def test_only_whole_answers_of_a_server_are_timed() -> None:
+    with running(ScriptedServer()) as scripted:  # which counts four tokens, whatever it is asked for
+        server = Server(scripted.url, "it")
+        assert server.run(Scenario((1.0,), 4)).whole > 0
+        with pytest.raises(UsageError, match="it wrote 4 tokens where 3 were asked for; its times cannot be compared"):
+            server.run(Scenario((1.0,), 3))
+        scripted.usual = Say(error_after=1)
+        with pytest.raises(UsageError, match=r"^it broke an answer off .*the engine died"):
+            server.run(Scenario((1.0,), 4))
 
 
 def test_agreement_is_divergence_and_choices() -> None:

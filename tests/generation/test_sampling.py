@@ -301,6 +301,11 @@ def test_defaults_of_a_checkpoint() -> None:
         GenerationDefaults.from_hf({"min_new_tokens": -1}, [9])
     assert GenerationDefaults.from_hf({}, [9]).end_ids == {9}
     assert GenerationDefaults.from_hf({"stop_strings": ["###"]}, [9]).options.stop == ("###",)
+    with pytest.raises(CheckpointError, match="stop must be texts"):
+        GenerationDefaults.from_hf({"stop_strings": 5}, [9])
+    assert GenerationOptions().override(stop_token_ids=5).stop_token_ids == (5,)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="stop_token_ids must be whole numbers"):
+        GenerationOptions().override(stop_token_ids=0.5)  # type: ignore[arg-type]
 
 
 def test_what_a_checkpoint_asks_for_in_vain_is_said() -> None:

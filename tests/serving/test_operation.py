@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from typing import Any
 
@@ -14,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qwen2_audio import __version__
 from qwen2_audio.errors import CheckpointError
-from qwen2_audio.serving.backend import OverloadedError
+from qwen2_audio.serving.backend import Delta, Job, OverloadedError
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.http_server import HttpServer, said
 
@@ -94,6 +95,25 @@ def test_metrics_add_up() -> None:
     assert found["qwen2_audio:num_requests_running"] == found["qwen2_audio:num_requests_waiting"] == 0
     assert found["qwen2_audio:kv_cache_usage_perc"] == 0.25
     assert found["qwen2_audio:engine_restarts_total"] == 0
+
+
+def test_metrics_of_an_engine_that_counts_at_the_end() -> None:
+    class Late(FakeBackend):
+        def gauges(self) -> dict[str, float]:
+            return {**super().gauges(), "engines_usable": 2}
+
+        async def generate(self, job: Job) -> AsyncIterator[Delta]:
+            for text in ("one", " two"):
+                yield Delta(text, 0, 0)
+            yield Delta("", 3, 7, "stop")
+
+    with HttpServer(Late()) as server, server.http() as http:
+        http.post(CHAT, json=HELLO)
+        found = metrics(http)
+    assert found["qwen2_audio:prompt_tokens_total[mini]"] == 7
+    assert found["qwen2_audio:generation_tokens_total[mini]"] == 3
+    assert found["qwen2_audio:inter_token_latency_seconds_count[mini]"] == 1
+    assert found["qwen2_audio:engines_usable"] == 2
 
 
 def test_tokenize(http: httpx.Client) -> None:

@@ -15,6 +15,7 @@ from qwen2_audio.processing.conversation import AudioPart, Conversation
 from qwen2_audio.remote.address import Address
 from qwen2_audio.remote.models import RemoteModel
 from qwen2_audio.remote.wire import VLLM
+from qwen2_audio.serving.answering import as_generator
 from qwen2_audio.serving.backend import (
     BarePrompt,
     Delta,
@@ -113,6 +114,20 @@ def test_what_is_asked(one: ScriptedServer) -> None:
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert [one.token for delta in deltas for one in delta.logprobs] == ["Hel", "lo", "!"]
     assert deltas[0].logprobs[0].top == (("Hel", b"Hel", -0.5),)
+
+
+def test_whoever_hangs_up_at_the_end_was_answered(one: ScriptedServer) -> None:
+    async def act(backend: UpstreamBackend) -> int:
+        [engine] = backend._pool.engines
+        engine.failures = 3
+        stream = as_generator(backend.generate(job()))
+        async for delta in stream:
+            if delta.finish_reason:
+                break
+        await stream.aclose()
+        return engine.failures
+
+    assert using([one], act) == 0
 
 
 @pytest.mark.parametrize("alternatives", [0, 2])
@@ -385,6 +400,15 @@ class TestPool:
         self.pool.worked(self.a)
         self.pool.failed(self.a)
         assert self.a.paused_until - self.now == 1
+
+    def test_what_fails_together_counts_once(self) -> None:
+        for _ in range(6):
+            self.pool.failed(self.a)
+        assert (self.a.failures, self.a.paused_until - self.now) == (1, 1)
+        for _ in range(2000):
+            self.now = self.a.paused_until
+            self.pool.failed(self.a)
+        assert self.a.paused_until - self.now == LONGEST_PAUSE
 
     def test_unreachable_ones_are_left_out(self) -> None:
         self.a.reachable = False

@@ -6,8 +6,10 @@ import asyncio
 import io
 import json
 import re
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import AudioError, ConversationError, Qwen2AudioError, UsageError
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
-from qwen2_audio.serving.backend import OverloadedError
+from qwen2_audio.serving.backend import Delta, Job, OverloadedError
+from qwen2_audio.serving.ui.asking import Asking
 from qwen2_audio.serving.ui.bubbles import clip_card, messages, plain, turn_at, unescaped
 from qwen2_audio.serving.ui.chat import Chat, Turn
 from qwen2_audio.serving.ui.clips import Clips, new_clip
@@ -174,6 +177,40 @@ def test_a_saved_conversation_comes_back() -> None:
     assert [(turn.text, turn.answer) for turn in again] == [("question", "answer")]
     assert again[0].clips[0].name == "ä.wav"
     assert np.abs(again[0].clips[0].samples - turns[0].clips[0].samples).max() < 1e-4
+
+
+def test_a_turn_whose_recording_is_gone_is_not_saved() -> None:
+    turns = [Turn("", (), "an answer to nothing"), Turn("question", (), "answer")]
+    again = asyncio.run(read(written(turns), PlainMedia(), Clips()))  # type: ignore[arg-type]
+    assert [turn.answer for turn in again] == ["answer"]
+
+
+def test_a_bad_file_leaves_the_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr("gradio.Warning", warned.append)
+    asking = Asking(FakeBackend(), Hearing(PlainMedia(), Clips()), Sessions("en"))  # type: ignore[arg-type]
+    visitor: Any = SimpleNamespace(session_hash="me")
+    turns = asking._session(visitor).chat.turns
+    turns.append(Turn("question", (), "answer"))
+    for text, kept in (("no conversation", ["answer"]), (written([Turn("other", (), "another")]), ["another"])):
+        file = tmp_path / "saved.json"
+        file.write_text(text)
+        asyncio.run(asking.load(str(file), visitor))
+        assert [turn.answer for turn in asking._session(visitor).chat.turns] == kept
+    assert len(warned) == 1
+
+
+def test_no_speed_is_told_before_tokens_are_counted() -> None:
+    class Late(FakeBackend):
+        async def generate(self, job: Job) -> AsyncIterator[Delta]:
+            yield Delta("one", 0, 0)
+            assert turn.speed is None
+            yield Delta(" two", 3, 7, "stop")
+
+    turn = Turn("question")
+    answered(Late(), Chat(), turn)
+    assert (turn.answer, turn.state) == ("one two", "done")
+    assert turn.speed is not None and turn.speed.tokens == 3 and turn.speed.rate > 0
 
 
 @pytest.mark.parametrize(

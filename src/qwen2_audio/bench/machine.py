@@ -33,7 +33,7 @@ class Machine:
 
 def measure_machine(runtime: Runtime) -> Machine:
     """The best of several tries, as others may be using the machine."""
-    dtype = torch.float32 if runtime.device.type == "mps" else torch.float64  # which has no larger one
+    dtype = torch.float32 if runtime.device.type == "mps" else torch.float64  # the Mac's has no float64
     data = torch.ones(_BYTES // dtype.itemsize, dtype=dtype, device=runtime.device)
     read = _BYTES / _best(lambda: data.sum(), runtime.device)
     x = torch.randn(512, _SIDE, device=runtime.device, dtype=runtime.dtype)

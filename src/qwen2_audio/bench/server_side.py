@@ -69,7 +69,7 @@ class Server:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        first, text, came = 0.0, [], tokens
+        first, text, came, broken = 0.0, [], tokens, None
         try:
             with self._client.stream("POST", "chat/completions", json=body) as response:
                 response.raise_for_status()
@@ -77,10 +77,7 @@ class Server:
                     if not line.startswith("data: ") or line == "data: [DONE]":
                         continue
                     event = json.loads(line[6:])
-                    if event.get("error"):
-                        raise UsageError(
-                            f"{self.name} broke an answer off ({event['error']!r:.200}); see that server's log"
-                        )
+                    broken = broken or event.get("error")
                     came = (event.get("usage") or {}).get("completion_tokens", came)
                     for choice in event.get("choices", ()):
                         text.append(choice.get("delta", {}).get("content") or "")
@@ -89,6 +86,8 @@ class Server:
         except self._failures as error:
             raise UsageError(f"{self.name} gave no answer ({error!r:.200}); see that server's log") from error
         last = time.perf_counter()
+        if broken:
+            raise UsageError(f"{self.name} broke an answer off ({broken!r:.200}); see that server's log")
         if came != tokens:
             raise UsageError(
                 f"{self.name} wrote {came} tokens where {tokens} were asked for; its times cannot be compared"

@@ -77,11 +77,12 @@ class Answer:
         for key in ("gt", "response"):
             if not isinstance(row.get(key), str):
                 raise UsageError(f"row {number} needs a text under {key!r}, got {row.get(key)!r:.80}")
-        audio = row.get("audio_path", row.get("audio", []))
+        named = "audio_path" if "audio_path" in row else "audio"
+        audio = row.get(named, [])
         audio = [audio] if isinstance(audio, str) else audio
         paths = isinstance(audio, list | tuple) and all(isinstance(path, str) for path in audio)
         for key, valid, rule in (
-            ("audio", paths, "a path or a list of paths"),
+            (named, paths, "a path or a list of paths"),
             ("more", isinstance(row.get("more", {}), Mapping), "an object"),
             *((key, _is_number(row.get(key, 0)), "a number") for key in ("duration", "seconds")),
         ):

@@ -29,7 +29,6 @@ def refuse_local_options(
     given = {"adapter": adapter, "revision": revision, "offline": offline or None}
     given |= {name: value for name, value in (("device", device), ("dtype", dtype)) if value != "auto"}
     given |= {"quantize": None if quantize == "none" else quantize}
-    given |= {"quantize": quantize} if quantize not in ("auto", "none") else {}
     named = next((name for name, value in given.items() if value is not None), None)
     if named is not None:
         raise UsageError(

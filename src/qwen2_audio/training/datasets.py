@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -111,10 +112,8 @@ class Rows(Generic[Built]):
         return self._example(*self.mixture.locate(number), None)
 
     def _example(self, source: Source, index: int, change: np.random.Generator | None) -> Built:
-        try:
+        with _at(source, index):
             return self._build(source.row(index), source.folder, self._processor, change)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UsageError(f"{source.place(index)}: {error}") from error
 
     def places(self, positions: Iterable[int]) -> list[str]:
         """Where the rows of positions stand."""
@@ -127,21 +126,26 @@ class Rows(Generic[Built]):
             UsageError: it cannot be read.
         """
         source, index = self.mixture.locate(number)
-        try:
+        with _at(source, index):
             return source.row(index)
-        except ValueError as error:
-            raise UsageError(f"{source.place(index)}: {error}") from error
 
     def said(self) -> Iterator[str]:
         """All that is known to be said, as it is heard, without decoding the recordings."""
-        for number in range(len(self)):
-            source, index = self.mixture.locate(number)
-            try:
-                row = parse_row(self.raw(number), source.folder)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UsageError(f"{source.place(index)}: {error}") from error
-            if not isinstance(row, PreferenceRow) and row.spoken:
-                yield _as_heard(row.spoken)
+        for source in self.mixture.sources:
+            for index in range(len(source)):
+                with _at(source, index):
+                    row = parse_row(source.row(index), source.folder)
+                if not isinstance(row, PreferenceRow) and row.spoken:
+                    yield _as_heard(row.spoken)
+
+
+@contextmanager
+def _at(source: Source, index: int) -> Iterator[None]:
+    """Say where a row stands that makes no sense."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{source.place(index)}: {error}") from error
 
 
 def misread(example: Example, share: float, rng: np.random.Generator) -> Example:

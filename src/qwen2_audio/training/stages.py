@@ -70,7 +70,7 @@ class NextToken:
     def item(self, position: int) -> Example:
         example = self.dataset[position]
         if self._misread and example.transcript:
-            example = misread(example, self._misread, np.random.default_rng((self._seed, position)))
+            example = misread(example, self._misread, np.random.default_rng((self._seed, position, 1)))
         if self._spoken is None or not example.said:
             return example
         return replace(example, spoken=self._pieces.encode(" " + example.said))

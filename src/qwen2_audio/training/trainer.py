@@ -271,9 +271,7 @@ class Trainer:
             dist.barrier()  # the others wait while the first generates
         self.tracking.evaluation({"step": self.step, **{name: round(value, 6) for name, value in found.items()}})
         metric = validation.settings.metric if f"eval_{validation.settings.metric}" in found else "loss"
-        value = found.get(
-            f"eval_{metric}", found.get("eval_spoken", float("nan"))
-        )  # that is all where no text is learnt
+        value = found[f"eval_{metric}" if f"eval_{metric}" in found else "eval_spoken"]  # where no text is learnt
         better = self.best != self.best or (value < self.best if LOWER_IS_BETTER[metric] else value > self.best)
         mine = float(better and self.rank == 0)  # only the first knows the answers' metric
         if bool(self._all(torch.tensor([mine]), dist.ReduceOp.MAX)[0]):
