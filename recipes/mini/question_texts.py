@@ -67,7 +67,8 @@ def from_templates(count: int, rng: random.Random) -> list[str]:
     out = list(topics["fixed"])
     for _ in range(count):
         template = rng.choice(topics["templates"])
-        fill = {name: rng.choice(values) for name, values in topics.items()} | {"number2": rng.choice(topics["number"])}
+        fill = {name: rng.choice(values) for name, values in topics.items()}
+        fill |= {name + "2": rng.choice(topics[name]) for name in ("number", "nouns")}
         if "baby" in template:
             fill["animal"] = fill["animal"].split(" ", 1)[1]
         out.append(template.format(**fill))
@@ -99,14 +100,17 @@ def main() -> None:
     parser.add_argument("--templates", type=int, default=3000)
     parser.add_argument("--sampled", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument(
+        "--without", type=Path, nargs="*", default=[], help="files of rows whose texts are not asked again"
+    )
     args = parser.parse_args()
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
     model, tokenizer = load_model(args.base), load_tokenizer(args.base)
+    old = {json.loads(line)["text"] for path in args.without for line in path.read_text().splitlines()}
     with torch.inference_mode():
-        questions = list(
-            dict.fromkeys(from_templates(args.templates, rng) + sampled(model, tokenizer, args.sampled, rng))
-        )
+        questions = from_templates(args.templates, rng) + sampled(model, tokenizer, args.sampled, rng)
+        questions = [question for question in dict.fromkeys(questions) if question not in old]
         rng.shuffle(questions)
         rows = []
         end = tokenizer.id_of("<|im_end|>")

@@ -225,24 +225,27 @@ def test_spoken_questions_are_answered_as_written_ones(plan: TrainConfig, folder
     row = json.loads(data.read_text().splitlines()[0])
     question, answer = row["messages"]
     alone = {"messages": [{**question, "content": question["content"][:1]}, answer], "spoken": "the dog barked"}
-    data.write_text("\n".join(json.dumps(row) for row in (row, alone, {**row, "spoken": "the dog barked"})))
+    typed = {"messages": [{"role": "user", "content": "the dog barked"}, answer]}
+    data.write_text("\n".join(json.dumps(row) for row in (row, alone, {**row, "spoken": "the dog barked"}, typed)))
     trainer = Trainer(replace(plan, distil=1.0, projector=GroupConfig(), clip_norm=1e3), silent)
-    batch = trainer.stage.pack([trainer.stage.item(position) for position in range(3)])
+    batch = trainer.stage.pack([trainer.stage.item(position) for position in range(4)])
     assert batch.in_writing is not None
     assert torch.equal(batch.targets[batch.aloud], batch.in_writing.targets)
-    assert len(batch.aloud) < len(batch.targets) / 2
+    assert 0 < len(batch.aloud) == 2 * batch.targets_of_sequences[1] < len(batch.targets)
     model, reader = trainer.model.eval(), load_model(folder)
     with torch.no_grad():
         heard = target_losses(model, batch, hear(model, batch), 1.0)
         plain = target_losses(model, batch, hear(model, batch))
         written = Conversation().user("the dog barked").assistant("the cat")
         ids = trainer.stage.dataset._processor.tokenizer.encode(render(written, generation_prompt=False).rstrip("\n"))
-        wanted = reader(torch.tensor(ids), [len(ids)])[batch.in_writing.predict_at].log_softmax(-1)
+        wanted = reader(torch.tensor(ids * 2), [len(ids)] * 2)[batch.in_writing.predict_at].log_softmax(-1)
         ours = model.language_model(model.embed(batch.ids, hear(model, batch)), batch.lengths)
         ours = ours[batch.predict_at[batch.aloud]].log_softmax(-1)
-    assert ids == batch.in_writing.ids.tolist()
+    assert ids * 2 == batch.in_writing.ids.tolist()
     expected = plain.index_copy(0, batch.aloud, (wanted.exp() * (wanted - ours)).sum(-1))
     torch.testing.assert_close(heard, expected, atol=1e-5, rtol=1e-5)
+    of_typed = heard[-(len(wanted) // 2) :]
+    torch.testing.assert_close(of_typed, torch.zeros_like(of_typed), atol=1e-5, rtol=0)  # nothing is learnt yet
     data.write_text(json.dumps(alone))
     train(replace(plan, distil=1.0, steps=30), silent)
     assert losses(plan)[-1] < 0.5 * losses(plan)[0]

@@ -28,7 +28,8 @@ class Pack:
         predict_at: int64 [targets], positions whose logits are wanted.
         targets: int64 [targets], the tokens that follow them.
         weights: float32 [targets], how much each counts in the loss.
-        aloud: int64, which of the targets answer what was asked by voice alone; see `Example.in_writing`.
+        aloud: int64, which of the targets answer what was asked by voice alone, or in writing alone; see
+            `Example.in_writing`.
         in_writing: those examples without recordings, a pack of its own with the same targets; None where there are none.
         rows: of pairs: the number of each row in the data.
         pieces: parts in which the head is run, 0 for as many as the targets need; processes that share it must agree.

@@ -89,8 +89,9 @@ class TrainConfig:
         augmented: share of the recordings that are changed at random, each time anew; see `training.augment`.
         misread: share of a transcript's tokens that the model reads back as others, so that it has to hear what comes next and
             cannot guess it from what was written; it needs rows with "spoken".
-        distil: share of the loss of an answer to a recording alone, of which "spoken" is known, that is how far the model is
-            from what the language model without LoRA expects after the same words in writing (Hinton et al. 2015).
+        distil: share of the loss of an answer to a recording alone, of which "spoken" is known, or to writing alone, that is
+            how far the model is from what the language model without LoRA expects after the same words in writing (Hinton
+            et al. 2015).
         dpo_beta: how closely "dpo" keeps to the reference; greater is closer.
         dpo_sft_weight: weight of the chosen answers' own next-token loss beside it.
         batch_tokens: tokens in one pack; a step takes `accumulate` packs on each process.

@@ -46,7 +46,8 @@ class Example:
             not known.
         weight: of each learnt token in the loss.
         transcript: whether what is learnt is what is said.
-        in_writing: the same with what is said in the place of the recording: where that alone is asked and answered, once.
+        in_writing: the same with what is said in the place of the recording, where that alone is asked and answered, once;
+            itself, where there is no recording.
         spoken: its tokens, which a stage that learns from them fills in.
         read: the ids as the model reads them back, where they are not the ids that it should write; see `misread`.
     """
@@ -194,10 +195,12 @@ def build_example(
     clips = _hear(audios, processor, change)
     said = _as_heard(parsed.spoken) if len(clips) == 1 else ""
     transcript = bool(said) and [_as_heard(answer) for answer in answers] == [said]
-    written = _in_writing(parsed, processor) if isinstance(parsed, ChatRow) and said and not transcript else None
-    return replace(
-        _assemble(pieces, clips, processor), said=said, weight=parsed.weight, transcript=transcript, in_writing=written
-    )
+    example = replace(_assemble(pieces, clips, processor), said=said, weight=parsed.weight, transcript=transcript)
+    if not isinstance(parsed, ChatRow) or transcript:
+        return example
+    if not clips:
+        return replace(example, in_writing=example)
+    return replace(example, in_writing=_in_writing(parsed, processor) if said else None)
 
 
 def _in_writing(row: ChatRow, processor: Processor) -> Example | None:

@@ -31,8 +31,8 @@ def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None, distil: 
 
     Args:
         audio: what `hear` gives for the pack.
-        distil: share of the loss of answers to what is asked by voice alone that is, instead, the divergence from what the
-            language model without LoRA expects after the same words in writing.
+        distil: share of the loss of answers to what is asked by voice alone, or in writing alone, that is, instead, the
+            divergence from what the language model without LoRA expects after the same words in writing.
     """
     ids, at, targets = (tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets))
     hidden = model.language_model.model(model.embed(ids, audio), batch.lengths)[at]
