@@ -23,7 +23,7 @@ from collections.abc import Iterable
 def advice(unknown: str, known: Iterable[str], otherwise: str = "known are") -> str:
     """How a message about an unknown name ends: with the known one that is nearest to it, else with all of them."""
     names = list(known)
-    near = difflib.get_close_matches(unknown, names, n=1)
+    near = difflib.get_close_matches(unknown[:100], names, n=1)  # slow where it is long
     return f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}"
 
 

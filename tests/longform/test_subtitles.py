@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen2_audio.longform.segments import Segment, join_texts
-from qwen2_audio.longform.subtitles import _columns, cues, srt, tsv, verbose_json, vtt, write
+from qwen2_audio.longform.subtitles import _balanced, _columns, _lines, _units, cues, srt, tsv, verbose_json, vtt, write
 
 LONG = (
     "He should ask about symptoms, and when food or medicine was last taken. "
@@ -90,6 +90,8 @@ def test_every_cue_can_be_read(text: str, start: float, lasting: float) -> None:
         assert all(_columns(line) <= 42 and line == line.strip() and line for line in cue.lines)
         assert cue.start < cue.end
     assert all(one.end <= other.start for one, other in pairwise(shown))
+    if len(shown) > 1:  # and they are as few as can be
+        assert not all(_lines(chunk) for chunk in _balanced(_units(text), len(shown) - 1))
     assert len(list(srt_reader.parse(srt([Segment(start, start + lasting, text)])))) == len(shown)
 
 

@@ -190,6 +190,9 @@ def test_broken_forms(http: httpx.Client) -> None:
     assert "too short" in refused(data={"model": "mini"}, files={"file": ("a.wav", wav(0.01))})
     boundary = {"Content-Type": "multipart/form-data; boundary=x"}
     assert refused(content=b"--x\r\nnonsense", headers=boundary)
+    part = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nmini\r\n--x--\r\n'
+    for charset in ("undefined", "no-such"):
+        assert refused(content=part, headers={"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"})
     assert "twice" in refused(data={"model": ["mini", "mini"]}, files=file)
 
 

@@ -182,6 +182,7 @@ def test_more_requests_than_allowed_get_429() -> None:
         running = [asyncio.create_task(client.get("/v1/slow")) for _ in range(2)]
         await asyncio.sleep(0.1)
         full, health = await client.get("/v1/models"), await client.get("/health")
+        problem(await client.post("/page/recordings"), 429, "rate_limit_exceeded")
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

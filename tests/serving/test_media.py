@@ -7,8 +7,10 @@ import base64
 import io
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -59,8 +61,13 @@ class Uploaded:
         return data
 
 
+async def in_pieces(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), 1000):
+        yield data[at : at + 1000]
+
+
 def with_media(work: Callable[[Media], Awaitable[T]], fetcher: Fetcher | None = None, **given: object) -> T:
-    """What `work` gives; afterwards no process is left."""
+    """What `work` gives; afterwards no process and no folder is left."""
 
     async def run() -> T:
         media = Media(Settings(**given), fetcher)  # type: ignore[arg-type]
@@ -70,10 +77,14 @@ def with_media(work: Callable[[Media], Awaitable[T]], fetcher: Fetcher | None = 
         finally:
             await media.close()
 
-    before = set(psutil.Process().children())
+    before, folders = set(psutil.Process().children()), folders_of_decoders()
     result = asyncio.run(run())
-    assert set(psutil.Process().children()) <= before
+    assert set(psutil.Process().children()) <= before and folders_of_decoders() <= folders
     return result
+
+
+def folders_of_decoders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("qwen2-audio-*"))
 
 
 def samples_of(part: AudioPart) -> np.ndarray:
@@ -99,6 +110,7 @@ def test_every_way_in_gives_what_load_audio_gives() -> None:
                 await media.from_base64(text_of(data)),
                 await media.from_url(url),
                 await media.from_upload(Uploaded(data)),
+                await media.from_stream(in_pieces(data), "it"),
             ):
                 np.testing.assert_array_equal(samples_of(part), wanted)
             async with aclosing(media.stream_upload(Uploaded(data))) as blocks:
@@ -119,6 +131,25 @@ def test_addresses_are_fetched() -> None:
     np.testing.assert_array_equal(samples_of(part), load_audio(WAV))
     with pytest.raises(AudioError, match="fetches no addresses"):
         with_media(lambda media: media.from_url("http://media.test/x.wav"), fetch_urls=False)
+
+
+def test_few_are_fetched_at_a_time() -> None:
+    now = most = 0
+
+    class Slow(Fetcher):
+        async def fetch(self, url: str) -> bytes:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.01)
+            now -= 1
+            return WAV
+
+    async def work(media: Media) -> None:
+        await asyncio.gather(*(media.load([Link(f"http://media.test/{i}.{k}") for i in range(10)]) for k in range(3)))
+
+    with_media(work, Slow(Settings()))
+    assert 1 < most <= 16
 
 
 def test_many_in_order_and_the_same_one_once() -> None:
@@ -181,8 +212,11 @@ def test_limits_of_number_length_and_size() -> None:
         with pytest.raises(TooLargeError, match="the file is larger than 2 MiB"):
             await media.from_upload(upload)
         assert max(upload.pieces) == 64 * 1024 and sum(upload.pieces) <= 2 * MIB + 64 * 1024
-        with pytest.raises(AudioError, match="empty"):
-            await media.from_upload(Uploaded(b""))
+        with pytest.raises(TooLargeError, match="it is larger than 1 MiB"):
+            await media.from_stream(in_pieces(bytes(2 * MIB)), "it")
+        for empty in (media.from_upload(Uploaded(b"")), media.from_stream(in_pieces(b""), "it")):
+            with pytest.raises(AudioError, match="empty"):
+                await empty
         with pytest.raises(TooLongError, match="longer than 3 s"):
             async for _ in media.stream_upload(Uploaded(file_of(3.5))):
                 pass
@@ -247,7 +281,7 @@ def decoding() -> list[psutil.Process]:
 
 
 def pooled(work: Callable[[Pool], Awaitable[None]], timeout: float = 30.0) -> None:
-    before = decoding()
+    before, folders = decoding(), folders_of_decoders()
 
     async def run() -> None:
         pool = Pool(timeout)
@@ -258,7 +292,7 @@ def pooled(work: Callable[[Pool], Awaitable[None]], timeout: float = 30.0) -> No
             await pool.pool.close()
 
     asyncio.run(run())
-    assert set(decoding()) <= set(before)
+    assert set(decoding()) <= set(before) and folders_of_decoders() <= folders
 
 
 def the_process() -> psutil.Process:
@@ -308,6 +342,26 @@ def test_cancelling_ends_the_work_at_once_and_frees_the_place() -> None:
             await task
         assert not working.is_running()
         assert len(await waiting) == 8000
+
+    pooled(work)
+
+
+def test_a_large_file_is_removed_when_its_sender_leaves() -> None:
+    before = folders_of_decoders()
+
+    async def endless():  # type: ignore[no-untyped-def]
+        yield bytes(9 * MIB)
+        await asyncio.Event().wait()
+
+    async def work(pool: Pool) -> None:
+        task = asyncio.create_task(anext(pool.pool.decode(endless(), DecodeLimits(), "it")))
+        while not any((folder / "recording").exists() for folder in folders_of_decoders() - before):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert folders_of_decoders() == before
+        assert len(await pool.decode()) == 8000
 
     pooled(work)
 

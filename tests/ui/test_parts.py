@@ -20,6 +20,7 @@ import qwen2_audio.serving.ui
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import AudioError, ConversationError, Qwen2AudioError, UsageError
 from qwen2_audio.generation.options import GenerationOptions
+from qwen2_audio.longform.segments import Segment
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
 from qwen2_audio.serving.backend import Delta, Job, OverloadedError
 from qwen2_audio.serving.ui.asking import Asking
@@ -32,7 +33,7 @@ from qwen2_audio.serving.ui.history import read, written
 from qwen2_audio.serving.ui.picture import COLUMNS, TONE_ROWS, WAVE_ROWS, picture
 from qwen2_audio.serving.ui.sessions import Sessions
 from qwen2_audio.serving.ui.texts import LANGUAGES, language_of, texts
-from qwen2_audio.serving.ui.uploads import Streamed
+from qwen2_audio.serving.ui.transcribing import _wanted
 from qwen2_audio.serving.ui.wishes import Wishes
 from tests.serving.fake_backend import FakeBackend
 from tests.tiny import sound
@@ -179,6 +180,37 @@ def test_a_saved_conversation_comes_back() -> None:
     assert np.abs(again[0].clips[0].samples - turns[0].clips[0].samples).max() < 1e-4
 
 
+def test_a_saved_conversation_may_not_hold_days_of_silence() -> None:
+    turns = [Turn("question", (clip(0.5),), "answer")]
+
+    class Long(PlainMedia):
+        async def from_base64(self, data: str, format: str = "") -> AudioPart:
+            return AudioPart((np.zeros(1300 * SAMPLE_RATE, np.float32), SAMPLE_RATE))
+
+    assert len(asyncio.run(read(written(turns * 2), Long(), Clips()))) == 2  # type: ignore[arg-type]
+    with pytest.raises(ConversationError, match="longer than an hour"):
+        asyncio.run(read(written(turns * 3), Long(), Clips()))  # type: ignore[arg-type]
+
+
+def test_segments_of_the_browser_are_not_trusted() -> None:
+    def asked(**changes: Any) -> dict[str, Any]:
+        segment = {"start": 0, "end": 1.5, "text": "word"} | changes
+        return {"format": "srt", "name": "../talk", "segments": [segment], "duration": changes.get("duration", 2)}
+
+    assert _wanted(asked()) == ("srt", "talk", [Segment(0.0, 1.5, "word")], 2.0)
+    for changes in (
+        {"start": "nan"},
+        {"end": float("inf")},
+        {"duration": "1e999"},
+        {"text": "a " * 3000},
+        {"end": None},
+    ):
+        with pytest.raises(ConversationError):
+            _wanted(asked(**changes))
+    with pytest.raises(UsageError, match="no format"):
+        _wanted(asked() | {"format": "exe"})
+
+
 def test_a_turn_whose_recording_is_gone_is_not_saved() -> None:
     turns = [Turn("", (), "an answer to nothing"), Turn("question", (), "answer")]
     again = asyncio.run(read(written(turns), PlainMedia(), Clips()))  # type: ignore[arg-type]
@@ -234,18 +266,6 @@ def test_addresses_of_recordings(text: str, left: str, fetched: int) -> None:
     hearing = Hearing(PlainMedia(), Clips())  # type: ignore[arg-type]
     assert [*asyncio.run(hearing.addresses(text))[:1]] == [left]
     assert len(asyncio.run(hearing.addresses(text))[1]) == fetched
-
-
-def test_a_body_is_read_like_a_file() -> None:
-    async def blocks() -> Any:
-        for block in (b"ab", b"", b"cde"):
-            yield block
-
-    async def run() -> list[bytes]:
-        body = Streamed(blocks())
-        return [await body.read(4), await body.read(4), await body.read()]
-
-    assert asyncio.run(run()) == [b"abcd", b"e", b""]
 
 
 def test_sessions_are_forgotten() -> None:

@@ -139,7 +139,9 @@ def _cues(segment: Segment) -> Iterator[Cue]:
     units = _units(segment.text)
     if not units:
         return
-    count = 1
+    count = max(
+        1, -(-sum(map(_columns, units)) // (LINES * LINE_COLUMNS + LINES))
+    )  # a space at each line's end is not shown
     while (chunks := _balanced(units, count)) and not all(_lines(chunk) for chunk in chunks):
         count += 1
     whole = sum(_columns("".join(chunk)) for chunk in chunks)

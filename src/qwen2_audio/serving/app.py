@@ -27,7 +27,7 @@ _DESCRIPTION = (
 def create_app(backend: Backend, settings: Settings) -> FastAPI:
     """The server, ready for uvicorn.
 
-    It starts and closes the backend. While the backend is starting /health answers already, everything else is 503;
+    It starts and closes the backend. While the backend is starting /health answers already, questions get 503;
     `app.state.starting` is the task that starts it, which ends with the error if that fails.
     """
     media = Media(settings)

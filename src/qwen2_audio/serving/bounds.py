@@ -14,6 +14,8 @@ from qwen2_audio.serving.settings import MIB, Settings
 
 API = ("/v1/", "/tokenize")
 """Beginnings of the paths behind which work is done; the others are for operation and for the page."""
+_OF_THE_PAGE = ("/page/recordings", "/page/speech")
+"""Those of the page behind which work is done, too."""
 _UPLOADS = "/v1/audio/"
 _UPLOAD_TIMES = 6
 """How much longer a file to transcribe may take than an answer."""
@@ -31,7 +33,7 @@ async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -
 
 
 class Bounds:
-    """At most so many requests to the API at a time, each for at most so long."""
+    """At most so many requests to the API and the page's helpers at a time, each for at most so long."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -41,7 +43,7 @@ class Bounds:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind not in self._most or not scope["path"].startswith(API):
+        if kind not in self._most or not scope["path"].startswith((*API, *_OF_THE_PAGE)):
             await self._app(scope, receive, send)
             return
         if self._running[kind] >= self._most[kind]:

@@ -1,7 +1,9 @@
-"""The process in which recordings of strangers are decoded: `python -m qwen2_audio.serving.decoder_process MIB`.
+"""The process in which recordings of strangers are decoded: `python -m qwen2_audio.serving.decoder_process MIB FOLDER`.
 
 Decoders are large programs in C that read hostile bytes. Here one that crashes, runs on or asks for all memory takes only
 itself along: little memory, no files written, no secrets in the environment, an alarm that ends it.
+
+FOLDER is for recordings too large to be held; whoever starts the process removes it, however that ends.
 
 In: messages of 4 bytes of length and so many bytes: a job in JSON, then the file in pieces, then an empty one.
 Out: messages of a letter, 4 bytes of length and so many bytes: Ready, Block (float32 samples), Warning, Error, Done.
@@ -13,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -23,13 +24,13 @@ from qwen2_audio.processing.audio import stream_audio
 from qwen2_audio.processing.limits import DecodeLimits
 
 IN_MEMORY = 8 << 20
-"""Files up to this size are held; larger ones lie in a temporary file, which goes with the job."""
+"""Files up to this size are held; larger ones lie in the folder until the job is done."""
 ERRORS = {error.__name__: error for error in (AudioError, TooLargeError, TooLongError)}
 
 
 def main() -> None:
     """Decode one recording after the other until the input ends."""
-    memory = int(sys.argv[1])
+    memory, large = int(sys.argv[1]), Path(sys.argv[2]) / "recording"
     source, out = sys.stdin.buffer, sys.stdout.buffer
     import av  # now, not in the first job, and before memory is short
     import soundfile
@@ -41,8 +42,10 @@ def main() -> None:
         head = _read(source)
         if not head:
             return
-        with tempfile.TemporaryDirectory(prefix="qwen2-audio-") as folder:
-            _answer(source, out, json.loads(head), Path(folder) / "recording")
+        try:
+            _answer(source, out, json.loads(head), large)
+        finally:
+            large.unlink(missing_ok=True)
 
 
 def _confine(mib: int) -> None:

@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
+import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -102,8 +104,8 @@ class DecoderPool:
 class _Decoder:
     """One process, and whether it can take another recording."""
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
+    def __init__(self, process: Process, folder: str) -> None:
+        self._process, self._folder = process, folder
         self._jobs = 0
         self._working = False
 
@@ -112,14 +114,17 @@ class _Decoder:
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "MALLOC_ARENA_MAX": "2"}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = (sys.executable, "-m", "qwen2_audio.serving.decoder_process", str(memory_mib))
+        folder = ""
         try:
+            folder = tempfile.mkdtemp(prefix="qwen2-audio-")
+            command = (sys.executable, "-m", "qwen2_audio.serving.decoder_process", str(memory_mib), folder)
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True
             )
         except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
             raise OverloadedError(f"no decoder can be started ({error.strerror}); try again in a moment") from error
-        decoder = cls(process)
+        decoder = cls(process, folder)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await decoder._read()
@@ -160,12 +165,16 @@ class _Decoder:
             return None
 
     async def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does, and remove what it has left."""
         if self._process.returncode is None:
             self._process.kill()
         if self._process.stdin is not None:
             self._process.stdin.close()
-        await asyncio.shield(self._process.wait())
+        await asyncio.shield(self._clear())
+
+    async def _clear(self) -> None:
+        await self._process.wait()
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     async def _write(self, data: bytes) -> None:
         if self._process.stdin is not None:

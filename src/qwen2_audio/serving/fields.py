@@ -6,6 +6,7 @@ accepted and has no effect. A field that nobody knows is refused with the neares
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from qwen2_audio.errors import advice
 
+_HALVES = re.compile("[\ud800-\udfff]")
 _TOOLS = "the model calls no functions"
 _SPEAKS = "the model answers in text only"
 _PROMPT = "the prompt is always rendered as the model was trained on it"
@@ -129,7 +131,7 @@ class Strict(BaseModel):
 
 def is_broken(value: Any) -> bool:
     """Whether this is a text that cannot be encoded: JSON can write the half of a character."""
-    return isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, str) and not value.isascii() and _HALVES.search(value) is not None
 
 
 def refusal(param: str, message: str, code: str = "invalid_value") -> PydanticCustomError:

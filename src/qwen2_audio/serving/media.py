@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,8 @@ from qwen2_audio.serving.settings import MIB, Settings
 
 _PIECE = 64 * 1024
 _DATA_URL_HEAD = 256
+_MOST_FETCHED = 16
+"""Recordings that are being fetched, or lie fetched until they are decoded; more wait."""
 
 
 class Upload(Protocol):
@@ -63,6 +65,7 @@ class Media:
         self._clips = DecoderPool(settings.decoders, timeout, clip_memory, whole=True)
         upload_memory = clip_memory + settings.max_upload_mib  # a large file is seen through a view, which counts
         self._uploads = DecoderPool(settings.uploads, timeout, upload_memory, whole=False)
+        self._fetching = asyncio.Semaphore(_MOST_FETCHED)
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -113,6 +116,17 @@ class Media:
         pieces = _pieces(file, self._settings.max_upload_mib * MIB, "the file")
         return AudioPart((await self._samples(self._uploads, pieces, "the file"), SAMPLE_RATE))
 
+    async def from_stream(self, body: AsyncIterator[bytes], name: str) -> AudioPart:
+        """One recording as it comes over the network; no decoder waits for it."""
+        data, limit = bytearray(), self._settings.max_clip_mib * MIB
+        async for piece in body:
+            data += piece
+            if len(data) > limit:
+                raise _too_large(name, limit)
+        if not data:
+            raise AudioError(f"{name} is empty (0 bytes); give a recording")
+        return AudioPart((await self._samples(self._clips, _cut(bytes(data)), name), SAMPLE_RATE))
+
     async def stream_upload(self, file: Upload) -> AsyncGenerator[NDArray[np.float32]]:
         """A file of any allowed length, decoded as it is read: blocks, float32 [samples] at 16 kHz, of at most 20 s.
 
@@ -128,10 +142,11 @@ class Media:
                 yield block
 
     async def _load(self, clip: Encoded | Link, name: str, total: _Total) -> AudioPart:
-        data = await self._bytes(clip, name)
-        if not data:
-            raise AudioError(f"{name} is empty (0 bytes); give a recording")
-        samples = await self._samples(self._clips, _cut(data), name)
+        async with self._fetching if isinstance(clip, Link) else nullcontext():
+            data = await self._bytes(clip, name)
+            if not data:
+                raise AudioError(f"{name} is empty (0 bytes); give a recording")
+            samples = await self._samples(self._clips, _cut(data), name)
         total.add(clip, samples)
         return AudioPart((samples, SAMPLE_RATE))
 
@@ -144,7 +159,7 @@ class Media:
         if clip.url[:5].lower() != "data:":
             return await self._fetcher.fetch(clip.url)
         if len(clip.url) > 4 * -(-limit // 3) + _DATA_URL_HEAD:
-            raise TooLargeError(f"{name} is larger than {limit // MIB} MiB; cut it, or send it as mp3 or opus")
+            raise _too_large(name, limit)
         return await asyncio.to_thread(read_data_url, "data:" + clip.url[5:])
 
     async def _samples(self, pool: DecoderPool, pieces: AsyncIterator[bytes], name: str) -> NDArray[np.float32]:
@@ -167,9 +182,13 @@ class _Total:
             raise TooLongError(f"the recordings are longer than {self._limit:g} s together; cut them or leave some out")
 
 
+def _too_large(name: str, limit: int) -> TooLargeError:
+    return TooLargeError(f"{name} is larger than {limit // MIB} MiB; cut it, or send it as mp3 or opus")
+
+
 async def _from_base64(text: str, limit: int, name: str) -> bytes:
     if len(text) > 4 * -(-limit // 3):  # before anything is decoded
-        raise TooLargeError(f"{name} is larger than {limit // MIB} MiB; cut it, or send it as mp3 or opus")
+        raise _too_large(name, limit)
     if text[:5].lower() == "data:":
         raise AudioError(f"{name} is a data URL; give its base64 alone, or the URL as audio_url")
     try:
@@ -185,7 +204,7 @@ async def _pieces(file: Upload, limit: int, name: str) -> AsyncIterator[bytes]:
     while piece := await file.read(_PIECE):
         size += len(piece)
         if size > limit:
-            raise TooLargeError(f"{name} is larger than {limit // MIB} MiB; cut it, or send it as mp3 or opus")
+            raise _too_large(name, limit)
         yield piece
     if not size:
         raise AudioError(f"{name} is empty (0 bytes); give a recording")

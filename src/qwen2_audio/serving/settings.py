@@ -126,7 +126,7 @@ class Settings(BaseSettings):
 
     # Logs
     access_log: bool = Field(True, description="A line of JSON a request, without what was said.")
-    log_text: bool = Field(False, description="Also log texts of requests and answers; never audio, never keys.")
+    log_text: bool = Field(False, description="Also log texts of chats and completions; never audio, never keys.")
 
     @field_validator("api_keys", "allowed_origins", "allowed_hosts", "allowed_media_hosts", mode="before")
     @classmethod

@@ -90,8 +90,8 @@ class Client:
         key = key or list(self.asked)[-1]
         found = []
         for text in texts:
-            found += self.take(self.session.pushed(key, Delta(text, 1, 40)))
-        return found + self.take(self.session.pushed(key, Delta("", 1, 40, finish, cached_tokens=8)))  # type: ignore[arg-type]
+            found += self.take(self.session.pushed(key, Delta(text, 1, 400)))
+        return found + self.take(self.session.pushed(key, Delta("", 1, 400, finish, cached_tokens=8)))  # type: ignore[arg-type]
 
     @property
     def conversation(self) -> list[tuple[str, list[str | float]]]:

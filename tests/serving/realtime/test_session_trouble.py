@@ -216,8 +216,11 @@ class TestTranscripts:
         client.hear(15.0, step=16_000)
         client.send("input_audio_buffer.commit")
         (key,) = client.asked
-        assert kinds(client.answer("one", key=key))[-1].endswith("delta") and len(client.conversation) == 1
-        assert client.answer("two", key=key)[-1]["transcript"] == "one two"
+        events = client.answer(" one", " ", key=key)
+        assert kinds(events)[-1].endswith("delta") and len(client.conversation) == 1
+        events += client.answer("two ", "three", key=key)
+        assert events[-1]["transcript"] == "one two three"
+        assert "".join(event.get("delta", "") for event in events) == "one two three"
 
     def test_one_turn_at_a_time_and_not_too_many(self) -> None:
         client = Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": None, "transcription": {}}})

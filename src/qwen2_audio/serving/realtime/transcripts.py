@@ -69,9 +69,10 @@ class Transcripts:
         """What comes of more of an answer: events, or the next piece to be heard."""
         turn = self._turns[key]
         place = {"item_id": key.removeprefix(_KEY), "content_index": 0}
+        shown = join_texts(turn.texts)
         turn.texts[-1] += delta.text
-        if delta.text:
-            yield {"type": f"{_EVENT}.delta", **place, "delta": delta.text}
+        if piece := join_texts(turn.texts)[len(shown) :]:
+            yield {"type": f"{_EVENT}.delta", **place, "delta": piece}
         if delta.finish_reason is None:
             return
         if not turn.windows:

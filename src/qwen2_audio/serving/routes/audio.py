@@ -19,6 +19,7 @@ from qwen2_audio.serving.audio_form import AudioForm, TranscriptionForm, Transla
 from qwen2_audio.serving.backend import Backend, ModelCard, TokenLogprob
 from qwen2_audio.serving.convert import card_of
 from qwen2_audio.serving.disconnect import while_present
+from qwen2_audio.serving.errors import RequestError
 from qwen2_audio.serving.media import Media
 from qwen2_audio.serving.routes.answers import failures
 from qwen2_audio.serving.settings import Settings
@@ -62,7 +63,10 @@ class _Work:
         self._backend, self._settings, self._media = backend, settings, media
 
     async def answer(self, request: Request, kind: type[AudioForm]) -> Response:
-        received = await request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES)
+        try:
+            received = await request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES)
+        except UnicodeError as error:  # of the charset that the head names
+            raise RequestError("the form cannot be read as text; send it in UTF-8") from error
         handed_over = False
         try:
             form, file = read_form(received, kind)

@@ -15,7 +15,7 @@ from qwen2_audio.serving.media import Media
 from qwen2_audio.serving.ui.chat import Turn
 from qwen2_audio.serving.ui.clips import Clip, Clips, new_clip
 from qwen2_audio.serving.ui.history import read
-from qwen2_audio.serving.ui.uploads import Opened, Streamed
+from qwen2_audio.serving.ui.uploads import Opened
 
 _ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;!?)]")
 
@@ -51,7 +51,7 @@ class Hearing:
         Raises:
             AudioError, TooLargeError: it cannot be heard.
         """
-        part = await self._media.from_upload(Streamed(body))
+        part = await self._media.from_stream(body, "the recording")
         return self.clips.wait(await asyncio.to_thread(new_clip, part, name))
 
     async def conversation(self, path: str) -> list[Turn]:

@@ -13,6 +13,8 @@ from qwen2_audio.serving.media import Media
 from qwen2_audio.serving.ui.chat import Turn
 from qwen2_audio.serving.ui.clips import Clips, new_clip
 
+_MOST_SECONDS = 3600.0
+"""Of all recordings together: a small file can hold days of silence."""
 KIND = "qwen2-audio conversation"
 
 
@@ -46,12 +48,16 @@ async def read(text: str, media: Media, clips: Clips) -> list[Turn]:
         if isinstance(error, ConversationError):
             raise
         raise ConversationError("it is damaged, or no conversation") from error
-    turns = []
+    turns, seconds = [], 0.0
     for question, answer, recordings in entries:
         held = []
         for name, data in recordings:
             part = await media.from_base64(data, "flac")
-            held.append(clips.add(await asyncio.to_thread(new_clip, part, name)))
+            clip = clips.add(await asyncio.to_thread(new_clip, part, name))
+            seconds += clip.seconds
+            if seconds > _MOST_SECONDS:
+                raise ConversationError("its recordings are longer than an hour together")
+            held.append(clip)
         turns.append(Turn(question, tuple(held), answer))
     return turns
 

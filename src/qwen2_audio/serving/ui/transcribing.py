@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -23,7 +24,7 @@ from qwen2_audio.serving.ui.transcript import Task, Transcript
 View = tuple[Any, ...]
 """New states of file, start, stop, progress, transcript."""
 
-_MOST_SEGMENTS, _MOST_CHARACTERS = 100_000, 20_000
+_MOST_SEGMENTS, _MOST_CHARACTERS = 100_000, 5_000
 _TYPES = {"json": "application/json", "vtt": "text/vtt"}
 
 
@@ -98,17 +99,17 @@ def _wanted(data: Any) -> tuple[Any, str, list[Segment], float]:
         raise UsageError(f"there is no format {data.get('format')!r:.20}; there are {', '.join(FORMATS)}")
     try:
         segments = [
-            Segment(float(each["start"]), float(each["end"]), str(each["text"])[:_MOST_CHARACTERS].strip())
-            for each in data["segments"][:_MOST_SEGMENTS]
+            Segment(float(each["start"]), float(each["end"]), str(each["text"]).strip()) for each in data["segments"]
         ]
-        return (
-            data["format"],
-            Path(str(data.get("name") or "transcript")).name,
-            segments,
-            float(data.get("duration") or 0),
-        )
+        duration = float(data.get("duration") or 0)
     except (KeyError, TypeError, ValueError) as error:
         raise ConversationError("the segments cannot be read; reload the page") from error
+    if not all(map(math.isfinite, (duration, *(time for each in segments for time in (each.start, each.end))))):
+        raise ConversationError("the times of the segments are no numbers; reload the page")
+    if len(segments) > _MOST_SEGMENTS or any(len(each.text) > _MOST_CHARACTERS for each in segments):
+        most = f"at most {_MOST_SEGMENTS} segments of {_MOST_CHARACTERS} characters"
+        raise ConversationError(f"{most} can be written to a file; delete some, or split them")
+    return data["format"], Path(str(data.get("name") or "transcript")).name, segments, duration
 
 
 def _buttons(*, running: bool) -> tuple[Any, Any]:
