@@ -69,6 +69,11 @@ def test_a_misspelt_command_or_option_is_named_with_the_nearest(run: Run) -> Non
         (["render", "--conversation", "nothere.json"], "cannot read nothere.json"),
         (["download", "minni"], "did you mean 'mini'?"),
         (["info", "--model", "minni"], "did you mean 'mini'?"),
+        (["info", "--revision", "main"], "give --model, too"),
+        (["merge", "x", "y", "--adapter", "--dtype", "bfloat16"], "an adapter is always of float32"),
+        (["bench", "--random", "0.5b", "--model", "x"], "--model and --random are two models"),
+        (["bench", "--alone", "--compiled"], "--compiled is a way of transformers"),
+        (["bench", "--quick", "--clip", "5"], "choose other scenarios"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(run: Run, arguments: list[str], reason: str) -> None:

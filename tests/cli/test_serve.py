@@ -90,6 +90,7 @@ def _ask_and_end(process: subprocess.Popen[str]) -> None:
             "the setting max_running is of this machine",
         ),
         (("--engine", "localhost"), "localhost"),
+        (("--engine-key-env", "KEY"), "--engine-key-env goes with --engine"),
         (("--host", "203.0.113.7"), "cannot listen at 203.0.113.7"),
         (("--port", "0", "--model", "./no-such-folder"), "no-such-folder"),
     ],

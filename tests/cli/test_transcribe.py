@@ -126,6 +126,14 @@ def test_failures_leave_no_files(run: Run, assistant: FakeAssistant, talks: Path
     assert files_in(tmp_path / "out") == ["a.txt", "b.txt"]
 
 
+@pytest.mark.parametrize("missing", ["talks/", "", "talk.wav/"])
+def test_what_is_no_file_is_said_whatever_its_spelling(
+    run: Run, assistant: FakeAssistant, tmp_path: Path, missing: str
+) -> None:
+    result = run("transcribe", missing, "-f", "srt", "-o", tmp_path / "out")
+    assert result.code == 2 and result.err.count("\n") == 1 and result.err.startswith("error: ")
+
+
 def test_an_interrupted_write_leaves_what_was_there(
     run: Run, assistant: FakeAssistant, wav: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

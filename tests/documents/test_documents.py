@@ -68,10 +68,17 @@ def at_root(monkeypatch: pytest.MonkeyPatch, load_once: Callable[..., qwen2_audi
     monkeypatch.setattr(qwen2_audio, "load", load_once)
 
 
+def cells(document: Path) -> list[list[str]]:
+    """What stands in backquotes in each row of the tables."""
+    rows = [line for line in document.read_text().splitlines() if line.startswith("|")]
+    return [re.findall(r"`[^`]+`", row) for row in rows]
+
+
 def test_the_chinese_readme_is_a_twin() -> None:
     english, chinese = ROOT / "README.md", ROOT / "README_CN.md"
     assert headings(chinese) == headings(english)
     assert fences(chinese) == fences(english)
+    assert cells(chinese) == cells(english)
 
 
 def test_the_readme_starts_with_two_commands() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from qwen2_audio.evaluation.samples import Answer, Sample
 from qwen2_audio.evaluation.scores import Score
+
+DATA = Path(os.environ.get("QWEN2_AUDIO_DATA", "no data"))
+"""A folder of recordings and anchors, where there is one."""
 
 
 def answers(*pairs: tuple[str, str], language: str = "", source: str = "here", more: Any = None) -> list[Answer]:

@@ -94,7 +94,11 @@ def test_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (judge.cache, judge.recorded) == (tmp_path / "judge_replies.jsonl", None)
     invoke(*ask, "--judge-replies", tmp_path / "replies.jsonl")
     assert (started[-1].judge.cache, started[-1].judge.recorded) == (None, tmp_path / "replies.jsonl")
+    assert judge.key_variable is None  # OPENAI_API_KEY, which is not sent over plain http to another machine
     fails("air_bench_chat_speech needs a judge", *ask)
+    fails("none of these tasks is judged", "evaluate", "esc10", "--out", tmp_path, "--judge-url", "http://host/v1")
+    fails("give --judge-url or --judge-replies", *ask, "--judge-mode", "official")
+    fails("recorded replies need no key", *ask, "--judge-replies", tmp_path / "r.jsonl", "--judge-key-env", "KEY")
 
 
 def test_mistakes(tmp_path: Path, rows: Path) -> None:
@@ -104,6 +108,11 @@ def test_mistakes(tmp_path: Path, rows: Path) -> None:
     fails("adapter is the server's choice", *mine, "--model", "openai:http://127.0.0.1:1/v1", "--adapter", tmp_path)
     fails("device is the server's choice", *mine, "--base-url", "http://127.0.0.1:1/v1", "--device", "cpu")
     fails("--api-key-env is for a server", *mine, "--model", "mini", "--api-key-env", "MINE")
+    fails(
+        "two servers are named", *mine, "--base-url", "http://127.0.0.1:1/v1", "--model", "openai:http://127.0.0.1:2/v1"
+    )
+    translated = ("evaluate", "--task", rows, "--metric", "bleu", "--language", "zh", "--out", tmp_path / "run")
+    fails("stands in the rows' source, as in mine_en_zh_test", *translated)
     fails("name a task, such as librispeech_test_clean", "evaluate", "--out", tmp_path)
     fails("needs --metric", "evaluate", "--task", rows, "--out", tmp_path)
     fails("are for rows of your own", "evaluate", "esc10", "--metric", "wer", "--out", tmp_path)

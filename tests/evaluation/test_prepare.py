@@ -145,6 +145,10 @@ def test_aishell2(tmp_path: Path) -> None:
     write(tmp_path / "AISHELL-DEV-TEST-SET" / "iOS" / "test" / "trans.txt", "IT1\t好\nIT2\t好\n")
     with pytest.raises(UsageError, match=r"iOS/test: 'IT2' stands in only one of wav\.scp and trans\.txt"):
         prepare("aishell2", tmp_path)
+    for line in ("", "IT3"):
+        write(tmp_path / "AISHELL-DEV-TEST-SET" / "iOS" / "test" / "trans.txt", f"IT1\t好\n{line}\nIT2\t好\n")
+        with pytest.raises(UsageError, match=r"trans\.txt, line 2: a name and a value must stand there"):
+            prepare("aishell2", tmp_path)
 
 
 def test_covost2(tmp_path: Path) -> None:

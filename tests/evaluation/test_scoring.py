@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,9 +18,8 @@ from qwen2_audio.evaluation.error_rate import edits
 from qwen2_audio.evaluation.normalizers.transcript import primary_language, transcript_units
 from qwen2_audio.evaluation.samples import Answer
 from qwen2_audio.evaluation.scoring import score
-from tests.evaluation.asked import answers, one
+from tests.evaluation.asked import DATA, answers, one
 
-DATA = Path(os.environ.get("QWEN2_AUDIO_DATA", Path(__file__).parents[2] / "../shared/data"))
 ANCHORS = DATA / "wer_anchors_fbai"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from qwen2_audio.evaluation.samples import read_samples
 from qwen2_audio.evaluation.scoring import METRICS as SCORED
 from qwen2_audio.evaluation.task import METRICS, load_samples, own_task
 from qwen2_audio.evaluation.tasks import GROUPS, TASKS, find_family, find_task, find_tasks
+from tests.evaluation.asked import DATA
 
 ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("QWEN2_AUDIO_DATA", ROOT.parent / "shared" / "data"))
 PUBLISHED = ROOT / "src" / "qwen2_audio" / "evaluation" / "published.json"
 
 
@@ -179,7 +178,14 @@ def test_nothing_is_not_the_word_none(tmp_path: Path) -> None:
     [sample] = read_samples(file)
     assert (sample.id, sample.prompt, sample.source, sample.speaker) == ("1", "", "rows", "")
     assert (sample.audio, sample.duration, dict(sample.more)) == ((), 0, {})
-    for key, value in (("duration", "3 s"), ("more", 3), ("audio", 5), ("audio", [None])):
+    for key, value in (
+        ("duration", "3 s"),
+        ("more", 3),
+        ("audio", 5),
+        ("audio", [None]),
+        ("chat", "false"),
+        ("prompt", ["x"]),
+    ):
         file.write_text(json.dumps({"gt": "x", key: value}))
         with pytest.raises(UsageError, match=f"row 1 needs .* under '{key}'"):
             read_samples(file)

@@ -242,6 +242,11 @@ def test_cut_flac(share: float) -> None:
     assert_refused(data[: int(share * len(data))])
 
 
+@pytest.mark.parametrize("size", range(3, 13))
+def test_the_head_of_an_mp3_alone(size: int) -> None:
+    assert_refused(b"ID3\x04\0\0\0\0\0\x40\0\0"[:size])
+
+
 @pytest.mark.parametrize("kind", ["mp4", "ipod"])
 def test_cut_mp4(tmp_path: Path, kind: str) -> None:
     """Without its index it cannot be read; with the index in front it promises more than is there."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qwen2_audio.errors import CheckpointError
 from qwen2_audio.processing import vad
 from qwen2_audio.processing.audio import load_audio
-from qwen2_audio.processing.vad import CHUNK, Network, VoiceActivity, speech_probabilities
+from qwen2_audio.processing.vad import CHUNK, Network, VoiceActivity
 from tests.tiny import sound
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -32,6 +32,11 @@ _NAMES = (
     | {f"encoder.{n}.reparam_conv.{kind}": f"conv{n + 1}.{kind}" for n in range(4) for kind in ("weight", "bias")}
     | {f"decoder.rnn.{name}": f"lstm_cell.{name}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
 )
+
+
+def speech_probabilities(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    activity = VoiceActivity()
+    return np.concatenate([activity.push(samples), activity.finish()])
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ import typer
 from qwen2_audio.cli import options as opt
 from qwen2_audio.cli.opening import find
 from qwen2_audio.cli.terminal import patience, say
+from qwen2_audio.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,12 @@ def bench(
     from qwen2_audio.bench.scenarios import standard
     from qwen2_audio.runtime import choose_runtime
 
+    if random and model != os.environ.get("QWEN2_AUDIO_MODEL", opt.DEFAULT_MODEL):
+        raise UsageError("--model and --random are two models; give one")
+    if alone and compiled:
+        raise UsageError("--compiled is a way of transformers, which --alone leaves out; give one")
+    if quick and clip:
+        raise UsageError("--quick and --clip choose other scenarios; give one")
     runtime = choose_runtime(device, dtype, quantize)
     with ExitStack() as held:
         folder = _folder(model, random, runtime.dtype, held)

@@ -70,9 +70,9 @@ def run(
     base_url: own.BaseUrl = None,
     api_key_env: own.ApiKeyEnv = None,
     judge_url: own.JudgeUrl = None,
-    judge_model: own.JudgeModel = "gpt-4-0125-preview",
-    judge_mode: own.JudgeMode = "deterministic",
-    judge_key_env: own.JudgeKeyEnv = "OPENAI_API_KEY",
+    judge_model: own.JudgeModel = None,
+    judge_mode: own.JudgeMode = None,
+    judge_key_env: own.JudgeKeyEnv = None,
     judge_replies: own.JudgeReplies = None,
 ) -> None:
     """Ask a model everything, score its answers, write a report. The last line of the output is the run's folder.
@@ -86,6 +86,8 @@ def run(
     if out is None:
         raise UsageError("give --out RUN, a folder for the run's answers and its report")
     judge = _judge(judge_url, judge_model, judge_mode, judge_key_env, judge_replies, out)
+    if judge is not None and all(task.metric != "judge" for task in tasks):
+        raise UsageError("none of these tasks is judged; leave the judge out")
     config = EvaluateConfig(tasks, out, data, batch_size=batch_size, limit=limit, profile=profile, judge=judge)
 
     def open_answerer() -> Answerer:
@@ -94,6 +96,8 @@ def run(
 
         place: dict[str, Any] = {"revision": revision, "offline": offline, "adapter": adapter}
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "long_audio": long_audio}
+        if base_url is not None and address.is_address(model):
+            raise UsageError(f"two servers are named, --base-url {base_url} and --model {model}; give one")
         if base_url is not None or address.is_address(model):
             opening.refuse_local_options(device=device, dtype=dtype, quantize="none", **place)
             return _on_server(base_url, model, api_key_env, how)
@@ -177,12 +181,21 @@ def _tasks(
     return (*named.values(), *users)
 
 
-def _judge(url: str | None, model: str, mode: str, key_env: str, replies: Path | None, out: Path) -> Judge | None:
+def _judge(
+    url: str | None, model: str | None, mode: str | None, key_env: str | None, replies: Path | None, out: Path
+) -> Judge | None:
     """A judge at an address, whose replies are kept; or one of whom there are only replies; or none."""
+    if url is None and replies is None and (model or mode or key_env):
+        raise UsageError(
+            "--judge-model, --judge-mode and --judge-key-env are of a judge; give --judge-url or --judge-replies"
+        )
+    if url is None and key_env:
+        raise UsageError("--judge-key-env is for a server; recorded replies need no key: leave it out")
     if url is None and replies is None:
         return None
     from qwen2_audio.evaluation.judge import Judge
 
+    model, mode = model or "gpt-4-0125-preview", mode or "deterministic"
     if url is None:
         return Judge(model, mode=mode, recorded=replies)
     return Judge(model, url, mode=mode, key_variable=key_env, cache=replies or out / "judge_replies.jsonl")

@@ -54,11 +54,17 @@ ApiKeyEnv = Annotated[
 ]
 
 JudgeUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible address.", rich_help_panel=_JUDGE)]
-JudgeModel = Annotated[str, typer.Option(help="Its name there.", rich_help_panel=_JUDGE)]
-JudgeMode = Annotated[
-    str, typer.Option(help="deterministic, or official: drawn, as published.", rich_help_panel=_JUDGE)
+JudgeModel = Annotated[
+    str | None, typer.Option(help="Its name there; gpt-4-0125-preview unless told otherwise.", rich_help_panel=_JUDGE)
 ]
-JudgeKeyEnv = Annotated[str, typer.Option(help="The environment variable with its key.", rich_help_panel=_JUDGE)]
+JudgeMode = Annotated[
+    str | None,
+    typer.Option(help="deterministic (by default), or official: drawn, as published.", rich_help_panel=_JUDGE),
+]
+JudgeKeyEnv = Annotated[
+    str | None,
+    typer.Option(help="The environment variable with its key; OPENAI_API_KEY by default.", rich_help_panel=_JUDGE),
+]
 JudgeReplies = Annotated[
     Path | None,
     typer.Option(help="Where its replies are kept; without --judge-url, where they all are.", rich_help_panel=_JUDGE),

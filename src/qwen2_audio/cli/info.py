@@ -13,7 +13,7 @@ import typer
 from qwen2_audio.cli import options as opt
 from qwen2_audio.cli.opening import find
 from qwen2_audio.cli.terminal import patience
-from qwen2_audio.errors import DownloadError
+from qwen2_audio.errors import DownloadError, UsageError
 
 
 def info(
@@ -24,6 +24,8 @@ def info(
     as_json: opt.Json = False,
 ) -> None:
     """Tell versions, device, cores and which models are here. Loads no model."""
+    if revision is not None and model is None:
+        raise UsageError("--revision is of a model; give --model, too")
     with patience("starting"):
         facts = _machine()
     if model is not None:

@@ -9,6 +9,7 @@ import typer
 
 from qwen2_audio.cli import options as opt
 from qwen2_audio.cli.terminal import patience, say
+from qwen2_audio.errors import UsageError
 
 
 def merge(
@@ -20,6 +21,8 @@ def merge(
 ) -> None:
     """Write a checkpoint folder with the training in it. The last line of the output is the folder."""
     if adapter:
+        if dtype != "float32":
+            raise UsageError("an adapter is always of float32; leave --dtype out")
         from qwen2_audio.checkpoints.adapter import write_adapter
         from qwen2_audio.checkpoints.merge import read_trained
 

@@ -49,7 +49,7 @@ def _found(argument: str) -> Iterator[Recording | AudioError]:
         matches = (found for found in glob.iglob(path, recursive=True) if not os.path.isdir(found))
         yield from _several(matches, None, f"no recording matches {argument}")
     else:
-        yield Recording(argument, Path(os.path.basename(path)), seconds_in(path))
+        yield Recording(argument, Path(os.path.basename(path.rstrip(os.sep)) or "recording"), seconds_in(path))
 
 
 def _in_folder(folder: str) -> Iterator[str]:

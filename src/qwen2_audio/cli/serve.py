@@ -50,10 +50,10 @@ _Adapters = Annotated[
         metavar="NAME=FOLDER", help="An adapter that requests select by its name; repeatable.", rich_help_panel="Model"
     ),
 ]
-_Host = Annotated[
+Host = Annotated[
     str | None, typer.Option(help="Address to listen at; 127.0.0.1 unless told otherwise.", rich_help_panel=_WHO)
 ]
-_Port = Annotated[
+Port = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="8000 unless told otherwise; 0 takes a free one.", rich_help_panel=_WHO),
 ]
@@ -77,8 +77,8 @@ def serve(
     offline: opt.Offline = False,
     engine: Engine = None,
     engine_key_env: EngineKeyEnv = None,
-    host: _Host = None,
-    port: _Port = None,
+    host: Host = None,
+    port: Port = None,
     api_key: _ApiKeys = None,
     setting: Setting = None,
     ui: Annotated[bool, typer.Option("--ui", help="Also serve the web page, at /.")] = False,
@@ -92,8 +92,7 @@ def serve(
         check_installed(page=ui)
         from qwen2_audio.serving.settings import Settings
 
-    given: dict[str, object] = dict(name_and_value(text) for text in setting or ())
-    given |= {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    given = settings_given(setting, host, port)
     if api_key:
         given["api_keys"] = ",".join(api_key)
     settings = Settings.read(given)
@@ -125,6 +124,12 @@ def check_installed(*, page: bool = False) -> None:
         raise UsageError(f'this needs the package {error.name}: pip install "qwen2-audio[{extra}]"') from None
 
 
+def settings_given(texts: list[str] | None, host: str | None, port: int | None) -> dict[str, object]:
+    """All settings of the command line; an option is stronger than a --setting of the same name."""
+    given: dict[str, object] = dict(name_and_value(text) for text in texts or ())
+    return given | {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+
+
 def name_and_value(text: str) -> tuple[str, str]:
     """NAME=VALUE, taken apart."""
     name, equals, value = text.partition("=")
@@ -143,6 +148,8 @@ def backend_of(own: LocalConfig, engines: list[str] | None, key_variable: str | 
     from qwen2_audio.serving.upstream import UpstreamBackend
 
     if not engines:
+        if key_variable is not None:
+            raise UsageError("--engine-key-env goes with --engine; leave it out")
         return LocalBackend(own)
     usual = LocalConfig(model=os.environ.get("QWEN2_AUDIO_MODEL", opt.DEFAULT_MODEL))
     options = {"adapters": "adapter"}

@@ -11,12 +11,14 @@ from qwen2_audio.cli import options as opt
 from qwen2_audio.cli.serve import (
     Engine,
     EngineKeyEnv,
+    Host,
+    Port,
     Setting,
     backend_of,
     check_installed,
     engine_settings,
-    name_and_value,
     run,
+    settings_given,
 )
 from qwen2_audio.cli.terminal import patience
 
@@ -41,10 +43,8 @@ def ui(
     offline: opt.Offline = False,
     engine: Engine = None,
     engine_key_env: EngineKeyEnv = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 is open to the network.", rich_help_panel=_WHERE)
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_WHERE)] = 8000,
+    host: Host = None,
+    port: Port = None,
     inbrowser: Annotated[
         bool, typer.Option("--inbrowser", help="Open the page once it can answer.", rich_help_panel=_WHERE)
     ] = False,
@@ -61,9 +61,7 @@ def ui(
         check_installed(page=True)
         from qwen2_audio.serving.settings import Settings
 
-    given: dict[str, object] = {"access_log": False}
-    given |= dict(name_and_value(text) for text in setting or ())
-    settings = Settings.read(given | {"host": host, "port": port})
+    settings = Settings.read({"access_log": False} | settings_given(setting, host, port))
     from qwen2_audio.serving.local import LocalConfig
 
     own = LocalConfig(

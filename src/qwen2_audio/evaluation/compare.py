@@ -40,13 +40,11 @@ class _Run:
     Attributes:
         scores: of whole sources as scores.json has them, by source, metric and profile.
         answers: by source and id.
-        language: in which all answers were scored, None: each sample's own.
     """
 
     folder: Path
     scores: Mapping[_Kind, Score]
     answers: Mapping[str, Mapping[str, Answer]]
-    language: str | None
 
 
 def compare_runs(a: Path, b: Path) -> str:
@@ -85,7 +83,6 @@ def _read(folder: Path) -> _Run:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         scores = [_score(one) for one in held["scores"]]
-        language = held["run"].get("language")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; give the folder of a finished run") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -96,7 +93,7 @@ def _read(folder: Path) -> _Run:
         for answer in read_answers(file):
             answers.setdefault(answer.sample.source, {})[answer.sample.id] = answer
     by_kind = {(score.source, score.metric, score.profile): score for score in whole}
-    return _Run(folder, by_kind, answers, str(language) if language else None)
+    return _Run(folder, by_kind, answers)
 
 
 def _score(one: Mapping[str, Any]) -> Score:
@@ -148,9 +145,7 @@ def _scored(a: _Run, b: _Run, kind: _Kind) -> tuple[Score, Score, int]:
     from qwen2_audio.evaluation.scoring import score
 
     source, metric, profile = kind
-    scores = [
-        score(list(run.answers[source].values()), metric, profile=profile, language=run.language)[0] for run in (a, b)
-    ]
+    scores = [score(list(run.answers[source].values()), metric, profile=profile)[0] for run in (a, b)]
     both = {part.id for part in scores[0].parts} & {part.id for part in scores[1].parts}
     kept = [replace(one, parts=tuple(part for part in one.parts if part.id in both)) for one in scores]
     values = [combined(one.parts) for one in kept]

@@ -120,7 +120,7 @@ class Judge:
         url: of any OpenAI-compatible server, with or without `/chat/completions`.
         mode: one of `MODES`, see above.
         seed: of the temperatures in the official mode.
-        key_variable: the environment variable that holds the key.
+        key_variable: the environment variable that holds the key; None: OPENAI_API_KEY, over https or on this machine.
         cache: a file of replies, which are read from it and added to it as they come; None keeps none.
         recorded: such a file of an earlier run: nothing is asked over the network.
         timeout: seconds without a sign of life before a request counts as failed.
@@ -133,7 +133,7 @@ class Judge:
     url: str = "https://api.openai.com/v1"
     mode: str = "deterministic"
     seed: int = 0
-    key_variable: str = "OPENAI_API_KEY"
+    key_variable: str | None = None
     cache: Path | None = None
     recorded: Path | None = None
     timeout: float = 120.0

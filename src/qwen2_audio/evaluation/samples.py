@@ -83,6 +83,8 @@ class Answer:
         paths = isinstance(audio, list | tuple) and all(isinstance(path, str) for path in audio)
         for key, valid, rule in (
             (named, paths, "a path or a list of paths"),
+            ("chat", isinstance(row.get("chat", False), bool), "true or false"),
+            ("prompt", isinstance(row.get("prompt", ""), str), "a text"),
             ("more", isinstance(row.get("more", {}), Mapping), "an object"),
             *((key, _is_number(row.get(key, 0)), "a number") for key in ("duration", "seconds")),
         ):
@@ -91,10 +93,10 @@ class Answer:
         sample = Sample(
             id=str(row.get("id", number)),
             audio=tuple(audio),
-            prompt=str(row.get("prompt", "")),
+            prompt=row.get("prompt", ""),
             gt=row["gt"],
             source=str(row.get("source", "all")),
-            chat=bool(row.get("chat", False)),
+            chat=row.get("chat", False),
             language=str(row.get("language", "")),
             speaker=str(row.get("speaker", "")),
             duration=float(row.get("duration", 0)),

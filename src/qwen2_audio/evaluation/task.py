@@ -89,8 +89,12 @@ def own_task(file: Path, metric: str, *, chat: bool = False, language: str = "")
         language: of what is said, where a row does not say.
 
     Raises:
-        UsageError: an unknown metric.
+        UsageError: an unknown metric, or a language for BLEU.
     """
+    if metric == "bleu" and language:
+        raise UsageError(
+            "the language is that of what is said; of a translation it stands in the rows' source, as in mine_en_zh_test"
+        )
     name = re.sub(r"[^\w-]+", "_", file.stem)  # it becomes a part of file names
     family = Family(name, file.stem, f"the file {file}", '{"audio": ..., "prompt": ..., "gt": ...} a line', False)
     return Task(name, metric, family, language=language, chat=chat, file=file)

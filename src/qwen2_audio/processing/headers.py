@@ -64,7 +64,7 @@ def ogg_state(data: Data) -> tuple[bool, bool, bool]:
 def mp3_end(data: Data) -> tuple[bool, int]:
     """Whether the first mp3 frame, behind an ID3 tag if there is one, tells the number of frames; where they end, or 0."""
     start = 0
-    if data[:3] == b"ID3":
+    if data[:3] == b"ID3" and len(data) >= 10:
         start = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
     head = data[start : start + 512]
     if b"VBRI" in head:

@@ -149,12 +149,6 @@ class VoiceActivity:
         return gains
 
 
-def speech_probabilities(samples: Array) -> Array:
-    """Probabilities of speech [ceil(samples / 512)] in a whole recording, float32 [samples] at 16 kHz."""
-    activity = VoiceActivity()
-    return np.concatenate([activity.push(samples), activity.finish()])
-
-
 @lru_cache(maxsize=1)
 def _packaged() -> Network:
     from safetensors.numpy import load_file

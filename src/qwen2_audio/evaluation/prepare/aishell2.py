@@ -34,8 +34,8 @@ def _table(path: Path) -> dict[str, str]:
     """Lines of a name, white space and a value."""
     table: dict[str, str] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
-        name, *value = line.split(maxsplit=1)
-        if not value:
+        parts = line.split(maxsplit=1)
+        if len(parts) < 2:
             raise UsageError(f"{path}, line {number}: a name and a value must stand there, got {line!r:.80}")
-        table[name] = value[0].strip()
+        table[parts[0]] = parts[1].strip()
     return table

@@ -18,7 +18,7 @@ def read(folder: Path, absent: Absent) -> Iterator[Row]:
     """Rows of the subsets that are there; names those that are not. What is asked is only spoken: the prompt is empty.
 
     Raises:
-        UsageError: pyarrow is not installed, or a file has no recordings or no references.
+        UsageError: pyarrow is not installed, a file has no recordings or no references, or they cannot be written beside it.
     """
     for subset in (*OPEN, *CHOICES):
         files = sorted((folder / subset).glob("*.parquet"))
@@ -36,10 +36,7 @@ def _rows(file: Path, subset: str) -> Iterator[Row]:
             raise UsageError(f"{file}, row {number + 1}: there must be audio.bytes and prompt; fetch it again")
         audio = file.with_suffix("") / f"{number:05}.wav"
         if not audio.is_file():
-            audio.parent.mkdir(exist_ok=True)
-            beside = audio.with_suffix(".part")
-            beside.write_bytes(sound["bytes"])
-            beside.replace(audio)
+            _keep(audio, sound["bytes"])
         yield Row(
             id=f"{subset}-{file.stem}-{number}",
             audio=audio,
@@ -50,6 +47,16 @@ def _rows(file: Path, subset: str) -> Iterator[Row]:
             chat=True,
             more={"question": line["prompt"], "task_name": subset},
         )
+
+
+def _keep(audio: Path, data: bytes) -> None:
+    beside = audio.with_suffix(".part")
+    try:
+        audio.parent.mkdir(exist_ok=True)
+        beside.write_bytes(data)
+        beside.replace(audio)
+    except OSError as error:
+        raise UsageError(f"cannot write {audio}: {error.strerror}; its folder must be one to write into") from error
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:
