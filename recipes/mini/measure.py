@@ -7,7 +7,9 @@
 `--read` transcribes the clips of split "test" of a folder with a manifest.jsonl (fields audio, gt, split); with `--split train`
 those that were learnt from, with `--spoken VOICE` the same sentences in a voice of `voices.py`. `--ask` speaks the
 50 questions of test_questions.txt with a voice never trained on, and compares each answer with the model's answer to the
-same question in writing: both are printed, and counted as equal when at least half of their first 30 words agree (F1).
+same question in writing: both are printed, and counted as alike when at least half of their first 30 words agree (F1).
+It also counts how many answers are to the question that was asked: those that the model, in writing, would rather give to it
+than to any other of the 50, by the likelihood of their first tokens.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from conversations import HELD_OUT_FOLD, HELD_OUT_SPEAKERS
 from preferences import answers, loudest, questions
 from voices import HELD_OUT, speak
 
-from qwen2_audio import Assistant, load
+from qwen2_audio import Assistant, Conversation, load
 from qwen2_audio.evaluation.accuracy import word_f1
 from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.chat_template import render
 
 QUESTIONS = Path(__file__).with_name("test_questions.txt")
 
@@ -83,11 +87,35 @@ def measure_questions(assistant: Assistant, voice: str) -> None:
         same = word_f1(a, b) >= 0.5
         equal += same
         print(f"{'=' if same else ' '} {question}\n    heard as: {text}\n    spoken:  {a!r}\n    written: {b!r}")
+    own = [at_home(assistant, questions, answers) for answers in (spoken, written)]
+    print(
+        f"{own[0]} of {len(questions)} answers to spoken questions are to that question, {own[1]} of those to written ones"
+    )
     errors = sum(edits(words(q), words(t.text)) for q, t in zip(questions, heard, strict=True))
     total = sum(len(words(q)) for q in questions)
     print(
         f"{equal} of {len(questions)} answers alike ({voice}); asked to transcribe them: {errors / total:.1%} word errors"
     )
+
+
+def at_home(assistant: Assistant, questions: Sequence[str], answers: Sequence[str], tokens: int = 12) -> int:
+    """How many answers, by their first tokens, are likeliest after the question in the same place, asked in writing."""
+    model, tokenizer = assistant.model, assistant.processor.tokenizer
+    starts = [tokenizer.encode(answer)[:tokens] for answer in answers]
+    lengths, wanted = list(map(len, starts)), torch.tensor([token for start in starts for token in start])
+    rows = torch.repeat_interleave(torch.arange(len(starts)), torch.tensor(lengths))
+    scores = []
+    with torch.inference_mode():
+        for question in questions:
+            *prompt, last = tokenizer.encode(render(Conversation().user(question)))
+            read, cache = model.new_cache(1, len(prompt)), model.new_cache(len(starts), len(prompt) + tokens)
+            model(torch.tensor(prompt), [len(prompt)], cache=read, logits_at=torch.tensor([0]))
+            for row in range(len(starts)):  # the prompt is read once for all of them
+                cache.copy(row, read, 0, len(prompt))
+            written = torch.tensor([token for start in starts for token in (last, *start[:-1])])
+            likely = model(written, lengths, cache=cache).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+            scores.append(torch.zeros(len(starts)).index_add(0, rows, likely))
+    return int((torch.stack(scores).argmax(0) == torch.arange(len(starts))).sum())
 
 
 def measure_labels(assistant: Assistant, folder: Path, name: str, held_out: Callable[[dict[str, Any]], bool]) -> None:
