@@ -105,9 +105,11 @@ mini-train: mini-data  ## take mini through its stages and put the result into t
 	mkdir -p $(MINI)/both
 	$(RECIPE)/average.py $(MINI)/far/trained.safetensors $(MINI)/back/trained.safetensors $(MINI)/both/trained.safetensors \
 	  --share 0.8 --share-of-encoder 0.35
-	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/both/model && \
-	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/both/trained.safetensors $(MINI)/both/model && \
-	  $(RECIPE)/preferences.py $(MINI)/both/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
+	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/both/trained.safetensors out=$(MINI)/answers encoder.learning_rate=0.0 \
+	  projector.learning_rate=1.0e-4 distil=1.0 misread=0.15 $(SETTINGS)
+	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/answers/model && \
+	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/answers/trained.safetensors $(MINI)/answers/model && \
+	  $(RECIPE)/preferences.py $(MINI)/answers/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
 	$(TRAIN) configs/mini/dpo.yaml $(SETTINGS)
 	cp $(MINI)/dpo/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
 

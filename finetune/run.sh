@@ -8,7 +8,7 @@
 #   --lora                low-rank corrections only (configs/lora.yaml); without it all parameters (configs/sft.yaml)
 #   --model NAME          the model to start from: a name or a folder; default: mini
 #   --output_dir DIR      where everything goes; default: runs/finetune below the repository
-#   --config FILE         another configuration
+#   --config FILE         another configuration; name its --engine, too
 #   --engine NAME         for several processes, a file of configs/accelerate: ddp (with LoRA the default), fsdp2,
 #                         deepspeed_z1, deepspeed_z2, deepspeed_z3 (without LoRA the default), ...
 #   KEY=VALUE ...         anything else of the configuration: steps=500 language_model.rank=64 evaluation.metric=wer
@@ -41,6 +41,7 @@ while (($#)); do
   shift 2
 done
 [[ -n "$train_file" ]] || fail "give the rows to learn from: --train_file FILE"
+[[ -z "$lora" || -z "$config" ]] || fail "--lora is configs/lora.yaml, --config another one; give one of them"
 config="${config:-$ROOT/configs/$([[ -n "$lora" ]] && echo lora || echo sft).yaml}"
 engine="${engine:-$([[ -n "$lora" ]] && echo ddp || echo deepspeed_z3)}"
 [[ -f "$ROOT/configs/accelerate/$engine.yaml" ]] || fail "unknown engine $engine"

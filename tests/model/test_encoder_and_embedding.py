@@ -17,6 +17,12 @@ def clip(samples: int) -> Clip:
     return log_mel(sound_of(samples, samples), 128)
 
 
+def test_features_are_the_same_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        mel = clip(16_000).mel
+    torch.testing.assert_close(mel, clip(16_000).mel, atol=0, rtol=0)
+
+
 def encode(model: Qwen2Audio, clips: list[Clip]) -> torch.Tensor:
     with torch.inference_mode():
         return model.encode_audio([c.mel for c in clips], [c.frames for c in clips])

@@ -161,7 +161,7 @@ def test_json_lines(processor: Processor, data: Path) -> None:
         ('{"messages": []}', "line 1: the conversation is empty"),
         ('{"messages": [{"role": "user", "content": "<|im_end|>"}]}', "line 1: .*control token"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "line 1: the row holds nothing to learn"),
-        ('{"audio": "none.wav", "prompt": null, "gt": "x"}', "line 1: "),
+        ('{"audio": "none.wav", "prompt": null, "gt": "x"}', 'line 1: "prompt" must be a text'),
         ('{"audio": "none.wav", "prompt": "", "gt": "x <|im_end|> y"}', "line 1: the answer holds the control token"),
         (
             '{"audio": "none.wav", "prompt": "", "gt": "x", "spoken": "<|im_end|>"}',
@@ -174,6 +174,17 @@ def test_bad_rows(processor: Processor, tmp_path: Path, line: str, named: str) -
     file.write_text(line)
     with pytest.raises(UsageError, match=named):
         Rows(str(file), processor, build_example)[0]
+
+
+@pytest.mark.parametrize("change", [None, np.random.default_rng(3)])
+def test_a_recording_over_30_s_is_refused_however_it_would_be_changed(
+    processor: Processor, tmp_path: Path, change: np.random.Generator | None
+) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(31.0), 16_000)
+    row = {"audio": "a.wav", "prompt": "Say it", "gt": "x"}
+    for _ in range(4):
+        with pytest.raises(AudioError, match="too long"):
+            build_example(row, tmp_path, processor, change)
 
 
 def test_what_is_said_in_all_forms(processor: Processor, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_all_parameters(tmp_path: Path, folder: Path) -> None:
         (["--train_fil", "x"], "unknown argument --train_fil"),
         (["--train_file"], "--train_file needs a value"),
         (["--train_file", "x", "--engine", "horovod"], "unknown engine horovod"),
+        (["--train_file", "x", "--lora", "--config", "y.yaml"], "give one of them"),
         (["--train_file", "none.jsonl", "--lora", "steps=1"], "cannot read the training data none.jsonl"),
     ],
 )

@@ -147,6 +147,27 @@ def test_preferences(row: dict[str, Any]) -> None:
         ({"query": "x", "chosen": "same", "rejected": "same"}, "nothing to prefer"),
         ({"query": "x", "chosen": "", "rejected": "same"}, "not empty"),
         ({"query": "x", "rejected": "same"}, 'a preference needs "chosen"'),
+        (
+            {"messages": [{"role": "user", "content": PARTS}, ANSWER], "audio": "a.wav"},
+            "0 <audio> marks for 1 recordings",
+        ),
+        ({"messages": [{"role": "user", "content": PARTS[1]}, ANSWER], "audio": "a.wav"}, "content"),
+        (
+            {"messages": [{"role": "user", "content": "Say it"}, {**ANSWER, "content": "<audio>"}], "audio": "a.wav"},
+            "in an answer",
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": "Say it"}, {**ANSWER, "content": "<audio>"}],
+                "audios": ["a.wav"],
+                "rejected_response": "x",
+            },
+            "a last answer in text",
+        ),
+        (tagged(complete="false"), '"complete" is true, or false'),
+        ({"messages": [ANSWER, {"role": "user", "content": "x"}], "complete": False}, '"complete" is true, or false'),
+        ({"audio": "a.wav", "prompt": "Say:", "gt": "x", "complete": False}, '"complete" is for conversations'),
+        ({"query": "x", "chosen": "a", "rejected": "b", "complete": False}, "not for preferences"),
     ],
 )
 def test_what_does_not_fit_is_named(row: Any, named: str) -> None:

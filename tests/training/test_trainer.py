@@ -217,6 +217,18 @@ def test_config_from_yaml(tmp_path: Path) -> None:
     file.write_text("model: a\ndata: b\nout: c\nsteps: 0\n")
     with pytest.raises(UsageError, match="steps must be above 0"):
         load_train_config(file)
+    file.write_text("model: a\ndata: b\nout: c\nstage: sft\n")
+    for changes, said in (
+        (["seed=-1"], "seed must be at least 0"),
+        (["data={}"], "data must be a source of rows"),
+        (["dpo_beta=0.3"], "dpo_beta must be left out"),
+        (["dpo_sft_weight=1"], "dpo_sft_weight must be left out"),
+        (["evaluation.metric=wer"], "needs evaluation.data"),
+        (["misread=0.1", "next_token_weight=0", "spoken_weight=1"], "misread must be 0"),
+        (["spoken_weight=0.3", "embeddings.learn=full"], "spoken_weight needs the embeddings as they are"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            load_train_config(file, changes)
 
 
 def test_spoken_questions_are_answered_as_written_ones(plan: TrainConfig, folder: Path) -> None:

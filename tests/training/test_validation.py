@@ -34,9 +34,10 @@ def test_scores() -> None:
     assert score("wer", [""], [""]) == 0
 
 
-def test_answers_get_better_and_the_best_is_kept(plan: TrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_answers_get_better_and_the_best_is_kept(plan: TrainConfig, tmp_path: Path, precision: str) -> None:
     held_out = EvalConfig(str(write_rows(tmp_path, "held.jsonl")), every=20, metric="wer", samples=6, max_new_tokens=8)
-    plan = replace(plan, steps=80, evaluation=held_out)
+    plan = replace(plan, steps=80, evaluation=held_out, precision=precision)
     said: list[str] = []
     train(plan, said.append)
     found = [row for row in log_of(plan) if "eval_wer" in row]

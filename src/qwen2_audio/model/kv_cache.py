@@ -83,6 +83,7 @@ class KVCache:
         Returns:
             [tokens, heads, head_dim]
         """
+        key, value = key.to(self._keys[layer].dtype), value.to(self._values[layer].dtype)  # unlike under autocast
         rows = slice(first, first + len(new))
         keys, values, past = self._keys[layer][rows], self._values[layer][rows], self.lengths[rows]
         if len(new) > 1 and all(count == 1 for count in new):

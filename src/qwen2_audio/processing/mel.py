@@ -97,7 +97,8 @@ def log_mel(samples: NDArray[np.float32], bins: int) -> Clip:
     wave[:count] = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
     spectrum = torch.stft(wave, N_FFT, HOP_LENGTH, window=torch.hann_window(N_FFT), return_complex=True)
     power = spectrum[:, :-1].abs() ** 2
-    loudness = (mel_filters(bins) @ power).clamp(min=1e-10).log10()
+    with torch.autocast("cpu", enabled=False):  # whoever asks may be training in bfloat16
+        loudness = (mel_filters(bins) @ power).clamp(min=1e-10).log10()
     if not bool(loudness.isfinite().all()):
         raise AudioError("the recording holds samples of absurd size; scale it to the range -1 to 1")
     loudness = torch.maximum(loudness, loudness.max() - 8.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -80,9 +81,9 @@ def _build(source: Source, index: int, processor: Processor) -> tuple[str, list[
         return "bare" if isinstance(parsed, BareRow) else "chat", [build_example(row, folder, processor)]
     except Qwen2AudioError as error:
         return str(error)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         return f"not JSON: {error}"
-    except (TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"cannot be read as a row: {error}"
 
 

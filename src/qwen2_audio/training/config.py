@@ -68,6 +68,8 @@ class EvalConfig:
         _check_choice(self, "metric", ("loss", "wer", "cer", "accuracy"))
         for name in ("every", "samples", "max_new_tokens"):
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        if self.metric != "loss" and not self.data:
+            raise UsageError(f"evaluation.metric={self.metric} needs evaluation.data, the rows to measure on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,15 @@ class TrainConfig:
         positive = "spoken_merges batch_tokens accumulate steps save_every keep clip_norm dpo_beta"
         for name in positive.split():
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in ("minutes", "next_token_weight", "spoken_weight", "dpo_sft_weight", "workers", "weight_decay"):
+        for name in (
+            "minutes",
+            "next_token_weight",
+            "spoken_weight",
+            "dpo_sft_weight",
+            "workers",
+            "weight_decay",
+            "seed",
+        ):
             _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         _check_choice(self, "stage", ("pretrain", "sft", "dpo"))
         _check_choice(self, "precision", ("auto", "float32", "bfloat16"))
@@ -182,10 +192,21 @@ class TrainConfig:
                     f'{neutral} in stage "dpo", which does not use it',
                     getattr(self, name),
                 )
+        else:
+            usual = {entry.name: entry.default for entry in fields(self)}
+            for name in ("dpo_beta", "dpo_sft_weight"):
+                rule = f'left out in stage "{self.stage}", which does not use it'
+                _check(getattr(self, name) == usual[name], name, rule, getattr(self, name))
+        for name in ("misread", "distil"):
+            rule = "0 where next_token_weight is 0"
+            _check(bool(self.next_token_weight) or not getattr(self, name), name, rule, getattr(self, name))
+        if self.spoken_weight and self.embeddings.learn != "frozen":
+            raise UsageError("spoken_weight needs the embeddings as they are; freeze them, or set it to 0")
         if not self.next_token_weight and not self.spoken_weight:
             raise UsageError("next_token_weight and spoken_weight are both 0; there is nothing to learn")
         for name in self.trackers:
             _check(name in TRACKERS, "trackers", f"any of {', '.join(TRACKERS)}", name)
+        _check(bool(self.data), "data", "a source of rows, or several", self.data)
         for weight in self.data.values() if isinstance(self.data, Mapping) else ():
             _check(isinstance(weight, int | float) and weight > 0, "data", "sources with weights above 0", weight)
 

@@ -29,6 +29,7 @@ from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPar
 from qwen2_audio.processing.mel import Clip
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
+from qwen2_audio.processing.windows import check_length
 from qwen2_audio.training.augment import augment, augment_mel
 from qwen2_audio.training.rows import ChatRow, PreferenceRow, parse_row
 from qwen2_audio.training.sources import Mixture, Source
@@ -241,6 +242,8 @@ def _audios(conversation: Conversation) -> list[AudioPart]:
 
 def _hear(audios: Sequence[AudioPart], processor: Processor, change: np.random.Generator | None) -> list[Clip]:
     waves = [load_part(audio) for audio in audios]
+    for wave in waves:  # as it came: a quicker voice would fit
+        check_length(len(wave))
     if change is None:
         return [processor.clip(wave) for wave in waves]
     return [augment_mel(processor.clip(augment(wave, change)), change) for wave in waves]

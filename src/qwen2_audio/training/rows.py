@@ -94,8 +94,19 @@ def parse_row(row: Any, folder: Path) -> Row:
         if "rejected" in row or "rejected_response" in row:
             return _preference(row, conversation)
         loss = tuple(_learnt(message) for message in messages)
-        complete, spoken = bool(row.get("complete", True)), _text(row, "spoken", "")
-        return ChatRow(conversation, loss, complete, spoken, _weight(row))
+        for message, learnt in zip(conversation.messages, loss, strict=True):
+            if learnt and any(isinstance(part, AudioPart) for part in message.parts):
+                raise UsageError(
+                    "a recording stands in an answer; the model answers in text, give what is to be learnt"
+                )
+        complete = row.get("complete", True)
+        if not isinstance(complete, bool) or not (complete or conversation.messages[-1].role == "assistant"):
+            raise UsageError(
+                f'"complete" is true, or false where the last message is an answer cut short, got {complete!r:.80}'
+            )
+        return ChatRow(conversation, loss, complete, _text(row, "spoken", ""), _weight(row))
+    if row.get("complete", True) is not True:
+        raise UsageError('"complete" is for conversations; leave it out')
     if {"audio", "prompt", "gt"} <= row.keys():
         audio, spoken = _audio(row["audio"], folder), _text(row, "spoken", "")
         return BareRow((audio,), _text(row, "prompt"), _text(row, "gt"), spoken, _weight(row))
@@ -147,7 +158,7 @@ def _conversation(messages: Sequence[Mapping[str, Any]], audios: list[AudioPart]
     """The messages with their recordings in place."""
     waiting = iter(audios)
     marks = sum(_marks(message.get("content")) for message in messages)
-    if marks == 0 and len(audios) == 1:
+    if marks == 0 and len(audios) == 1 and not any(map(_brings_its_own, messages)):
         first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), 0)
         messages = [_with_mark(message) if i == first else message for i, message in enumerate(messages)]
     elif marks != len(audios):
@@ -165,8 +176,17 @@ def _no_role(index: int) -> Any:
     raise UsageError(f'message {index} has no "role"')
 
 
+def _brings_its_own(message: Mapping[str, Any]) -> bool:
+    """Whether a part of a message is a recording that says where it is."""
+    content = message.get("content")
+    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+    return any("audio" in str(part.get("type")) and not _is_mark(part) for part in parts)
+
+
 def _with_mark(message: Mapping[str, Any]) -> Mapping[str, Any]:
     content = message.get("content")
+    if isinstance(content, Mapping):  # no list of parts, as will be said
+        return message
     return {
         **message,
         "content": AUDIO_TAG + content if isinstance(content, str) else [{"type": "audio"}, *(content or [])],
@@ -245,16 +265,17 @@ def _learnt(message: Mapping[str, Any]) -> bool:
 
 
 def _preference(row: Mapping[str, Any], conversation: Conversation) -> PreferenceRow:
-    if "loss_weight" in row:
-        raise UsageError('"loss_weight" is for answers that are learnt, not for preferences; leave it out')
+    for key in ("loss_weight", "complete"):
+        if key in row:
+            raise UsageError(f'"{key}" is for answers that are learnt, not for preferences; leave it out')
     rejected = _answer(row["rejected"] if "rejected" in row else row["rejected_response"])
     messages = conversation.messages
     if "chosen" in row:
         chosen = _answer(row["chosen"])
-    elif messages[-1].role == "assistant":
+    elif messages[-1].role == "assistant" and not any(isinstance(part, AudioPart) for part in messages[-1].parts):
         chosen, messages = messages[-1].text, messages[:-1]
     else:
-        raise UsageError('a preference needs "chosen" and "rejected", or a last answer and "rejected_response"')
+        raise UsageError('a preference needs "chosen" and "rejected", or a last answer in text and "rejected_response"')
     if not messages or messages[-1].role != "user":
         raise UsageError("before the chosen and the rejected answer, the conversation must end with the user")
     if not chosen.strip():

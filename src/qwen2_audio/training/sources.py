@@ -131,6 +131,8 @@ class HubDataset:
         self.folder = Path(self._name)
         try:
             if self.folder.is_dir() and (self.folder / "state.json").exists():
+                if split:
+                    raise ValueError(f"a saved folder has no splits; leave out :{split}")
                 found: Any = datasets.load_from_disk(self._name)
             else:
                 found = datasets.load_dataset(self._name, split=split or "train")
