@@ -72,7 +72,7 @@ def test_a_misspelt_command_or_option_is_named_with_the_nearest(run: Run) -> Non
         (["info", "--revision", "main"], "give --model, too"),
         (["merge", "x", "y", "--adapter", "--dtype", "bfloat16"], "an adapter is always of float32"),
         (["bench", "--random", "0.5b", "--model", "x"], "--model and --random are two models"),
-        (["bench", "--alone", "--compiled"], "--compiled is a way of transformers"),
+        (["bench", "--alone", "--compiled"], "--alone leaves out transformers"),
         (["bench", "--quick", "--clip", "5"], "choose other scenarios"),
     ],
 )

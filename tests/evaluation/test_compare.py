@@ -131,7 +131,7 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
         UsageError, match=r"cannot read .*scores\.json: No such file or directory; give the folder of a fin"
     ):
         compare_runs(a, tmp_path / "nowhere")
-    for content in ("{", "[]", '{"scores": [{}], "run": {}}', '{"scores": [], "run": 1}'):
+    for content in ("{", "[]", '{"scores": [{}], "run": {}}', '{"scores": 1}'):
         (a / "scores.json").write_text(content, encoding="utf-8")
         with pytest.raises(UsageError, match=r"does not hold the scores of a run .*; score the run again"):
             compare_runs(a, a)

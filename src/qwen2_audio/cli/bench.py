@@ -62,12 +62,7 @@ def bench(
     from qwen2_audio.bench.scenarios import standard
     from qwen2_audio.runtime import choose_runtime
 
-    if random and model != os.environ.get("QWEN2_AUDIO_MODEL", opt.DEFAULT_MODEL):
-        raise UsageError("--model and --random are two models; give one")
-    if alone and compiled:
-        raise UsageError("--compiled is a way of transformers, which --alone leaves out; give one")
-    if quick and clip:
-        raise UsageError("--quick and --clip choose other scenarios; give one")
+    _refuse_contradictions(model, random, alone=alone and compiled, quick=quick and bool(clip))
     runtime = choose_runtime(device, dtype, quantize)
     with ExitStack() as held:
         folder = _folder(model, random, runtime.dtype, held)
@@ -91,6 +86,15 @@ def bench(
     print(report.as_json() if as_json else report.as_markdown())
     if plot is not None:
         draw(report, plot)
+
+
+def _refuse_contradictions(model: str, random: str | None, *, alone: bool, quick: bool) -> None:
+    if random and model != os.environ.get("QWEN2_AUDIO_MODEL", opt.DEFAULT_MODEL):
+        raise UsageError("--model and --random are two models; give one")
+    if alone:
+        raise UsageError("--alone leaves out transformers, of which --compiled is a way; give one")
+    if quick:
+        raise UsageError("--quick and --clip choose other scenarios; give one")
 
 
 def _folder(model: str, random: str | None, dtype: torch.dtype, held: ExitStack) -> Path:

@@ -85,9 +85,7 @@ def run(
     tasks = _tasks(names or [], task or [], metric, chat=chat, language=language or "")
     if out is None:
         raise UsageError("give --out RUN, a folder for the run's answers and its report")
-    judge = _judge(judge_url, judge_model, judge_mode, judge_key_env, judge_replies, out)
-    if judge is not None and all(task.metric != "judge" for task in tasks):
-        raise UsageError("none of these tasks is judged; leave the judge out")
+    judge = _judge(judge_url, judge_model, judge_mode, judge_key_env, judge_replies, out, tasks)
     config = EvaluateConfig(tasks, out, data, batch_size=batch_size, limit=limit, profile=profile, judge=judge)
 
     def open_answerer() -> Answerer:
@@ -96,8 +94,6 @@ def run(
 
         place: dict[str, Any] = {"revision": revision, "offline": offline, "adapter": adapter}
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "long_audio": long_audio}
-        if base_url is not None and address.is_address(model):
-            raise UsageError(f"two servers are named, --base-url {base_url} and --model {model}; give one")
         if base_url is not None or address.is_address(model):
             opening.refuse_local_options(device=device, dtype=dtype, quantize="none", **place)
             return _on_server(base_url, model, api_key_env, how)
@@ -182,8 +178,9 @@ def _tasks(
 
 
 def _judge(
-    url: str | None, model: str | None, mode: str | None, key_env: str | None, replies: Path | None, out: Path
-) -> Judge | None:
+    url: str | None, model: str | None, mode: str | None, key_env: str | None, replies: Path | None, out: Path,
+    tasks: Sequence[Task],
+) -> Judge | None:  # fmt: skip
     """A judge at an address, whose replies are kept; or one of whom there are only replies; or none."""
     if url is None and replies is None and (model or mode or key_env):
         raise UsageError(
@@ -193,6 +190,8 @@ def _judge(
         raise UsageError("--judge-key-env is for a server; recorded replies need no key: leave it out")
     if url is None and replies is None:
         return None
+    if all(task.metric != "judge" for task in tasks):
+        raise UsageError("none of these tasks is judged; leave the judge out")
     from qwen2_audio.evaluation.judge import Judge
 
     model, mode = model or "gpt-4-0125-preview", mode or "deterministic"
@@ -204,8 +203,11 @@ def _judge(
 def _on_server(url: str | None, model: str, key_variable: str | None, how: dict[str, Any]) -> Answerer:
     """A model of the server at `url`, or one that is given as openai:URL."""
     from qwen2_audio.evaluation.server_answerer import OpenAIAnswerer
+    from qwen2_audio.remote.address import is_address
     from qwen2_audio.remote.opening import open_remote
 
+    if url is not None and is_address(model):
+        raise UsageError(f"two servers are named, --base-url {url} and --model {model}; give one")
     if url is None:
         remote = open_remote(model, key_variable=key_variable)
         remote.close()
