@@ -73,13 +73,8 @@ def bench(
         with patience("measuring the machine"):
             machine = measure_machine(runtime)
         config = assistant.model.config
-        found = measure(
-            standard(tokens, quick=quick, clips=clip or []),
-            sides,
-            runs,
-            lambda s: floors(config, runtime, machine, s),
-            _progress,
-        )
+        scenarios = standard(tokens, quick=quick, clips=clip or [])
+        found = measure(scenarios, sides, runs, lambda s: floors(config, runtime, machine, s), _progress)
     _progress("")
     about = _about(f"random {random}" if random else model, runtime, runs, loaded) | agreed
     report = Report(about, machine.as_json(), found)
