@@ -62,7 +62,7 @@ def bench(
     from qwen2_audio.bench.scenarios import standard
     from qwen2_audio.runtime import choose_runtime
 
-    _refuse_contradictions(model, random, alone=alone and compiled, quick=quick and bool(clip))
+    _refuse_contradictions(model, random, compiled_alone=compiled and alone, quick_clips=quick and bool(clip))
     runtime = choose_runtime(device, dtype, quantize)
     with ExitStack() as held:
         folder = _folder(model, random, runtime.dtype, held)
@@ -83,12 +83,12 @@ def bench(
         draw(report, plot)
 
 
-def _refuse_contradictions(model: str, random: str | None, *, alone: bool, quick: bool) -> None:
+def _refuse_contradictions(model: str, random: str | None, *, compiled_alone: bool, quick_clips: bool) -> None:
     if random and model != os.environ.get("QWEN2_AUDIO_MODEL", opt.DEFAULT_MODEL):
         raise UsageError("--model and --random are two models; give one")
-    if alone:
+    if compiled_alone:
         raise UsageError("--alone leaves out transformers, of which --compiled is a way; give one")
-    if quick:
+    if quick_clips:
         raise UsageError("--quick and --clip choose other scenarios; give one")
 
 

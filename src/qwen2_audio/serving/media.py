@@ -113,19 +113,13 @@ class Media:
 
     async def from_upload(self, file: Upload) -> AudioPart:
         """One recording that came with a form, as long as a clip in a chat may be."""
-        pieces = _pieces(file, self._settings.max_upload_mib * MIB, "the file")
+        pieces = _bounded(_pieces(file), self._settings.max_upload_mib * MIB, "the file")
         return AudioPart((await self._samples(self._uploads, pieces, "the file"), SAMPLE_RATE))
 
     async def from_stream(self, body: AsyncIterator[bytes], name: str) -> AudioPart:
         """One recording as it comes over the network; no decoder waits for it."""
-        data, limit = bytearray(), self._settings.max_clip_mib * MIB
-        async for piece in body:
-            data += piece
-            if len(data) > limit:
-                raise _too_large(name, limit)
-        if not data:
-            raise AudioError(f"{name} is empty (0 bytes); give a recording")
-        return AudioPart((await self._samples(self._clips, _cut(bytes(data)), name), SAMPLE_RATE))
+        data = b"".join([piece async for piece in _bounded(body, self._settings.max_clip_mib * MIB, name)])
+        return AudioPart((await self._samples(self._clips, _cut(data), name), SAMPLE_RATE))
 
     async def stream_upload(self, file: Upload) -> AsyncGenerator[NDArray[np.float32]]:
         """A file of any allowed length, decoded as it is read: blocks, float32 [samples] at 16 kHz, of at most 20 s.
@@ -136,7 +130,7 @@ class Media:
         Raises:
             TooLargeError, TooLongError, AudioError: perhaps after some blocks: a file's end is known only at its end.
         """
-        pieces = _pieces(file, self._settings.max_upload_mib * MIB, "the file")
+        pieces = _bounded(_pieces(file), self._settings.max_upload_mib * MIB, "the file")
         async with aclosing(self._uploads.decode(pieces, self._settings.upload_limits, "the file")) as blocks:
             async for block in blocks:
                 yield block
@@ -198,16 +192,21 @@ async def _from_base64(text: str, limit: int, name: str) -> bytes:
         raise AudioError(f"{name} is not valid base64 ({error}); {hint}") from error
 
 
-async def _pieces(file: Upload, limit: int, name: str) -> AsyncIterator[bytes]:
-    """A file, some at a time; no more of it is read than may come."""
+async def _bounded(pieces: AsyncIterator[bytes], limit: int, name: str) -> AsyncIterator[bytes]:
+    """The pieces of a file; no more of it is taken than may come."""
     size = 0
-    while piece := await file.read(_PIECE):
+    async for piece in pieces:
         size += len(piece)
         if size > limit:
             raise _too_large(name, limit)
         yield piece
     if not size:
         raise AudioError(f"{name} is empty (0 bytes); give a recording")
+
+
+async def _pieces(file: Upload) -> AsyncIterator[bytes]:
+    while piece := await file.read(_PIECE):
+        yield piece
 
 
 async def _cut(data: bytes) -> AsyncIterator[bytes]:

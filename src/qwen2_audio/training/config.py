@@ -160,15 +160,7 @@ class TrainConfig:
         positive = "spoken_merges batch_tokens accumulate steps save_every keep clip_norm dpo_beta"
         for name in positive.split():
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in (
-            "minutes",
-            "next_token_weight",
-            "spoken_weight",
-            "dpo_sft_weight",
-            "workers",
-            "weight_decay",
-            "seed",
-        ):
+        for name in "minutes next_token_weight spoken_weight dpo_sft_weight workers weight_decay seed".split():
             _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         _check_choice(self, "stage", ("pretrain", "sft", "dpo"))
         _check_choice(self, "precision", ("auto", "float32", "bfloat16"))
