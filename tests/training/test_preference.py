@@ -124,6 +124,15 @@ def test_a_lora_that_is_gone_on_with_is_its_own_reference(plan: TrainConfig) -> 
     assert row["loss"] == pytest.approx(0.6931, abs=1e-4) and row["margin"] == pytest.approx(0, abs=1e-4)
 
 
+def test_the_reference_of_another_start_under_the_same_name_is_not_kept(plan: TrainConfig) -> None:
+    file = train(replace(plan, steps=1), silent)
+    on = replace(plan, steps=1, start=str(file), out=plan.out + "-on")
+    before = Trainer(on, silent).stage._kept  # type: ignore[attr-defined]
+    train(replace(plan, steps=5, out=plan.out + "-other"), silent).replace(file)
+    after = Trainer(on, silent).stage._kept  # type: ignore[attr-defined]
+    assert after.keys() == before.keys() and all(after[row] != before[row] for row in before)
+
+
 def test_bad_plans(plan: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="augmented needs a reference that hears the same"):
         Trainer(replace(plan, projector=GroupConfig("full"), augmented=0.5), silent)

@@ -195,6 +195,23 @@ def test_each_part_has_its_own_learning_rate(plan: TrainConfig) -> None:
     assert {group["name"]: group["peak"] for group in trainer.engine.optimizer.param_groups} == rates
 
 
+@pytest.mark.parametrize("group", ["encoder", "projector", "language_model"])
+def test_each_part_learns_by_lora_alone(plan: TrainConfig, group: str, folder: Path) -> None:
+    """What was trained, merged, answers as the trained model does, and the loss falls."""
+    lora = GroupConfig("lora", 3e-2, rank=4, alpha=8.0)
+    frozen = {name: GroupConfig() for name in ("encoder", "projector", "language_model")}
+    plan = replace(plan, **{**frozen, group: lora}, steps=20)
+    trainer = Trainer(plan, silent)
+    result = trainer.run()
+    assert sum(losses(plan)[-5:]) < 0.95 * sum(losses(plan)[:5])
+    merged, model = load_model(folder), trainer.model.eval()
+    merge_trained(merged, result)
+    batch = trainer.stage.pack([trainer.stage.item(0)])
+    with torch.no_grad():
+        of_merged, of_trained = (target_losses(m, batch, hear(m, batch)) for m in (merged, model))
+    torch.testing.assert_close(of_merged, of_trained, atol=2e-3, rtol=1e-3)  # corrections are written in half precision
+
+
 def test_bad_data_is_named(plan: TrainConfig, tmp_path: Path) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text('{"messages": []}\n')

@@ -122,6 +122,23 @@ def test_a_full_disk_is_one_line(plan: TrainConfig, monkeypatch: pytest.MonkeyPa
     assert Checkpoints(Path(plan.out), 2).finished() == []
 
 
+@pytest.mark.parametrize("name", ["feature_cache", "out"])
+def test_a_place_that_cannot_be_written_to_is_one_line(plan: TrainConfig, name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "folder" if name == "feature_cache" else tmp_path / "taken"
+    (tmp_path / "taken" / "log.jsonl").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"cannot write .*; free space, or give a place that can be written to"):
+        train(replace(plan, **{name: str(place)}), silent)
+
+
+def test_rows_that_changed_are_not_gone_on_with(plan: TrainConfig) -> None:
+    train(replace(plan, steps=5, save_every=5), silent)
+    data = Path(plan.data)
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UsageError, match=r"the data has \d+ rows, and had \d+ when the run in .* began"):
+        Trainer(replace(plan, steps=5, save_every=5), silent)
+
+
 def test_curves(plan: TrainConfig) -> None:
     plan = replace(plan, evaluation=EvalConfig(plan.data, every=4), trackers=("tensorboard",))
     train(plan, silent)

@@ -26,11 +26,11 @@ class Qwen2Audio(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.multi_modal_projector.linear.weight.device
+        return self.language_model.model.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.multi_modal_projector.linear.weight.dtype
+        return self.language_model.model.norm.weight.dtype  # no linear layer's, which may be corrected or quantised
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty key-value cache that fits this model."""

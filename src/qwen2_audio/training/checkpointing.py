@@ -111,7 +111,7 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"cannot write {path}: {reason}; free space, and run again from the last checkpoint"
+            f"cannot write {path}: {reason}; free space, or give a place that can be written to, and run again"
         ) from error
     except RuntimeError as error:
         if "PytorchStreamWriter" not in str(error):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qwen2_audio.model.audio_encoder import AudioEncoder
 from qwen2_audio.processing.mel import Clip
+from qwen2_audio.training.checkpointing import writing
 
 
 class FeatureCache:
@@ -27,7 +28,8 @@ class FeatureCache:
             weights.update(name.encode())
             weights.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         self.folder = folder / weights.hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def encode(self, encoder: AudioEncoder, clips: Sequence[Clip], device: torch.device) -> Tensor:
         """What `encoder` gives for the clips, [audio_tokens, d_model]; what is not kept yet is computed and kept."""
@@ -40,8 +42,9 @@ class FeatureCache:
             for path, state in zip(new, states, strict=True):
                 kept[path] = state.float().cpu().contiguous()
                 part = path.with_suffix(f".{os.getpid()}.part")
-                save_file({"states": kept[path].clone()}, part)
-                part.replace(path)
+                with writing(path):
+                    save_file({"states": kept[path].clone()}, part)
+                    part.replace(path)
         return torch.cat([kept[path] for path in paths]).to(device)
 
     def _path(self, clip: Clip) -> Path:

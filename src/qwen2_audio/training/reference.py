@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from qwen2_audio.training.checkpointing import writing
 from qwen2_audio.training.collate import Pack, pack_by_tokens, pack_pairs
 from qwen2_audio.training.datasets import Example, Rows
 
@@ -38,19 +39,28 @@ def kept_log_probs(
     marks = {row: _mark(dataset, row, run) for row in range(len(dataset))}
     kept = {row: pair for row, pair in _read(files[rank], marks).items() if row % world == rank}
     lines = [json.dumps([row, *pair, marks[row]]) + "\n" for row, pair in kept.items()]
-    files[rank].write_text("".join(lines), encoding="utf-8")
+    with writing(files[rank]):
+        files[rank].write_text("".join(lines), encoding="utf-8")
     missing = [row for row in range(rank, len(dataset), world) if row not in kept]
     items = ((row, *dataset.row(row)) for row in missing)
     with files[rank].open("a", encoding="utf-8") as file, torch.no_grad():
         for group in pack_by_tokens(items, batch_tokens, lambda item: len(item[1].ids) + len(item[2].ids)):
             pairs = log_probs(pack_pairs(group)).unflatten(0, (-1, 2)).tolist()
             lines = [json.dumps([row, *pair, marks[row]]) + "\n" for (row, *_), pair in zip(group, pairs, strict=True)]
-            file.write("".join(lines))
-            file.flush()
+            with writing(files[rank]):
+                file.write("".join(lines))
+                file.flush()
             say(f"reference: row {group[-1][0] + 1} of {len(dataset)}")
     if dist.is_initialized():
         dist.barrier()
     return _merged(_read(file, marks) for file in files)
+
+
+def stamp(name: str) -> str:
+    """What tells a file, or a folder's weights, from others that had the same name before: sizes and times of writing."""
+    path = Path(name)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if name else []
+    return "\n".join([name, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
 
 
 def _mark(dataset: Rows[tuple[Example, Example]], row: int, run: str) -> str:

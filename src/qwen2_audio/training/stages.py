@@ -24,7 +24,7 @@ from qwen2_audio.training.datasets import Build, Built, Example, Rows, build_exa
 from qwen2_audio.training.feature_cache import FeatureCache
 from qwen2_audio.training.lora import is_lora, without_lora
 from qwen2_audio.training.losses import SpokenTokenLoss, answer_log_probs, hear, next_token_loss, preference_loss
-from qwen2_audio.training.reference import LogProbs, kept_log_probs
+from qwen2_audio.training.reference import LogProbs, kept_log_probs, stamp
 
 Shown: TypeAlias = dict[str, tuple[float, float]]
 """For the log: each value as (sum, how many it is the sum of)."""
@@ -125,7 +125,7 @@ class Preference:
                 path,
                 lambda batch: answer_log_probs(model, batch, hear(model, batch, self._cache)),
                 config.batch_tokens,
-                f"{config.model}\n{config.start}\n{config.precision}",
+                f"{stamp(config.model)}\n{stamp(config.start)}\n{config.precision}",
                 say,
             )
 

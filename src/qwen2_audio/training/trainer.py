@@ -122,8 +122,9 @@ class Trainer:
         self.step, self.seconds, self.cursor, self.best = 0, 0.0, self.rank, float("nan")
         self._resume()
         trackers = open_trackers(config.trackers, self.out, plain(asdict(config)), say) if self.rank == 0 else []
-        self.tracking = Tracking(self.out, trackers, self.say, active=self.rank == 0)
-        self.tracking.forget_after(self.step or -1)
+        with writing(self.out):
+            self.tracking = Tracking(self.out, trackers, self.say, active=self.rank == 0)
+            self.tracking.forget_after(self.step or -1)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
@@ -307,7 +308,7 @@ class Trainer:
             if self.rank == 0:
                 torch.save(trained, part / WEIGHTS)
                 state = {"config": plain(asdict(self.config)), "step": self.step, "seconds": self.seconds}
-                state |= {"best": self.best, "engine": self.engine.name}
+                state |= {"best": self.best, "engine": self.engine.name, "rows": len(self.stage.dataset)}
                 state |= {"cursors": cursors, "random": states}
                 torch.save(state, part / STATE)
         self._barrier()
@@ -336,7 +337,12 @@ class Trainer:
             )
         if folder is None:
             return
-        state = read_state(folder, self.config)
+        state, rows = read_state(folder, self.config), len(self.stage.dataset)
+        if state.get("rows", rows) != rows:
+            raise UsageError(
+                f"the data has {rows} rows, and had {state['rows']} when the run in {self.out} began; put the rows back, or "
+                "give another out"
+            )
         cursors = state["cursors"]
         as_before = state["engine"] == self.engine.name and len(cursors) == self.world
         if "deepspeed" in (state["engine"] + self.engine.name) and not as_before:
