@@ -177,7 +177,7 @@ def same(outcome: Outcome, wanted: str) -> bool:
 async def crowd(args: argparse.Namespace, url: str, pid: int | None) -> dict[str, Any]:
     """The load test."""
     mix = Mix(read_recordings([ROOT / "examples", *args.data]), args.known)
-    client = Client(url, args.name, args.key, args.max_tokens, args.clients)
+    client = Client(url, args.name, args.key, (args.min_tokens, args.max_tokens), args.clients)
     say(f"{args.known} known requests, one by one")
     alone = [await client.ask(case, stream=False) for case in mix.known]
     say(f"one client alone, {args.alone:g} s")
@@ -229,8 +229,8 @@ def spaced(outcomes: Sequence[Outcome], count: int) -> Sequence[Outcome]:
 async def versus(args: argparse.Namespace, url: str) -> dict[str, Any]:
     """The same chats for both servers, in turns."""
     mix = Mix(read_recordings([ROOT / "examples", *args.data]), 0)
-    ours = Client(url, args.name, args.key, args.max_tokens, args.clients)
-    theirs = Client(args.peer, args.peer_model, args.peer_key, args.max_tokens, args.clients)
+    ours = Client(url, args.name, args.key, (args.min_tokens, args.max_tokens), args.clients)
+    theirs = Client(args.peer, args.peer_model, args.peer_key, (args.min_tokens, args.max_tokens), args.clients)
     sides: dict[str, Client] = {"ours": ours, "theirs": theirs}
     single: dict[str, list[Outcome]] = {name: [] for name in sides}
     together: dict[str, list[Outcome]] = {name: [] for name in sides}
@@ -298,6 +298,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--known", type=int, default=64, help="requests that come again and again")
     parser.add_argument("--again", type=int, default=64, help="fresh requests that are sent again alone")
     parser.add_argument("--max-tokens", type=int, default=32, help="of a chat's answer")
+    parser.add_argument(
+        "--min-tokens", type=int, default=0, help="the same, at least: long answers, as people get them"
+    )
     parser.add_argument("--peer", help="another server with the same model, as http://HOST:PORT/v1: compare with it")
     parser.add_argument("--peer-model", default="mini", help="its name there")
     parser.add_argument("--peer-key")

@@ -125,11 +125,16 @@ class Outcome:
 class Client:
     """Asks one server."""
 
-    def __init__(self, url: str, model: str, key: str | None, max_tokens: int, most: int) -> None:
+    def __init__(self, url: str, model: str, key: str | None, lengths: tuple[int, int], most: int) -> None:
+        """
+        Args:
+            lengths: tokens of a chat's answer, at least and at most.
+            most: connections at once.
+        """
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
         self._http = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(300.0), limits=limits)
-        self._url, self._model, self._max_tokens = url.rstrip("/"), model, max_tokens
+        self._url, self._model, self._lengths = url.rstrip("/"), model, lengths
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -176,7 +181,8 @@ class Client:
         if case.text is not None:
             content.append({"type": "text", "text": case.text})
         body: dict[str, Any] = {"model": self._model, "messages": [{"role": "user", "content": content}]}
-        body |= {"temperature": 0, "max_tokens": self._max_tokens, "stream": stream}
+        least, most = self._lengths
+        body |= {"temperature": 0, "max_tokens": most, "stream": stream} | ({"min_tokens": least} if least else {})
         return {"json": body | ({"stream_options": {"include_usage": True}} if stream else {})}
 
 

@@ -77,7 +77,7 @@ def choose_runtime(device: str = "auto", dtype: str = "auto", quantize: str = "n
     if dtype != "auto":
         return Runtime(chosen, getattr(torch, dtype))
     if chosen.type == "cuda":
-        return Runtime(chosen, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+        return Runtime(chosen, torch.bfloat16 if has_native_bfloat16(chosen) else torch.float16)
     return Runtime(chosen, torch.float16 if chosen.type == "mps" else torch.float32)
 
 
@@ -133,7 +133,7 @@ def has_native_bfloat16(device: torch.device) -> bool:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device) >= _LEAST_BFLOAT16
     if device.type != "cpu":
         return False
     capabilities = torch.cpu.get_capabilities()

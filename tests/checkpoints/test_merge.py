@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from qwen2_audio.checkpoints.load import load_model
 from qwen2_audio.checkpoints.merge import merge_trained, merged_copy, own_weights
+from qwen2_audio.checkpoints.sample import sample_of
+from qwen2_audio.checkpoints.save import save
+from qwen2_audio.checkpoints.verify import verify_merged
 from qwen2_audio.cli.main import app
 from qwen2_audio.errors import CheckpointError
 from qwen2_audio.model.linear import Linear, pack_linears
@@ -82,6 +85,45 @@ def test_command(tmp_path: Path, folder: Path) -> None:
     merge_trained(model, trained(tmp_path))
     for name, tensor in load_model(out).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
+    assert "2 weights changed" in result.stderr
+    half = tmp_path / "half"
+    result = CliRunner().invoke(
+        app, ["merge", str(trained(tmp_path)), str(half), "--model", str(folder), "--dtype", "bfloat16"]
+    )
+    assert result.exit_code == 0, result.output
+    for name, tensor in load_model(half, dtype=torch.bfloat16).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name].bfloat16())  # rounded once
+
+
+@pytest.mark.parametrize("name", [f"{LAYER}.weight", EMBEDDING])
+def test_what_was_written_is_compared(tmp_path: Path, folder: Path, name: str) -> None:
+    """Whether or not it was to change."""
+    model = load_model(folder)
+    own_weights(model)
+    file = trained(tmp_path)
+    merge_trained(model, file)
+    save(model, tmp_path / "right", source=folder)
+    assert verify_merged(folder, tmp_path / "right", file) == 2
+    model.state_dict()[name][3, 3] += 1e-3
+    save(model, tmp_path / "wrong", source=folder)
+    with pytest.raises(CheckpointError, match=f"has another {name} than it should"):
+        verify_merged(folder, tmp_path / "wrong", file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_was_trained_on_another_model_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    own = tiny_model().state_dict()
+    tensors, metadata = load_file(trained(tmp_path)), {"lora_scale": "0.5", "base_sample": sample_of(own)}
+    save_file(tensors, tmp_path / "known.safetensors", metadata)
+    model = tiny_model().to(dtype)
+    assert merge_trained(model, tmp_path / "known.safetensors") == [f"{LAYER}.weight", BIAS]
+    other = tiny_model()
+    for tensor in other.state_dict().values():  # as much as a short training changes
+        tensor += 0.03 * tensor.std() * torch.randn(tensor.shape) if tensor.ndim == 2 else 0
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"was trained on another model, whose .* differs"):
+        merge_trained(other, tmp_path / "known.safetensors")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
 def test_a_merged_copy_shares_what_does_not_change(tmp_path: Path) -> None:

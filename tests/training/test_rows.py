@@ -67,6 +67,19 @@ def test_turns_recordings_and_system_in_order() -> None:
     assert parsed.conversation.messages[3].parts == (TextPart("Two? "), AudioPart(FOLDER / "b.wav", 1, 2.5))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Salut"}]},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Salut"}]},
+    ],
+)
+def test_a_system_beside_the_messages_is_their_first(row: dict[str, Any]) -> None:
+    parsed = parse_row({"system": "Answer in French.", **row}, FOLDER)
+    assert isinstance(parsed, ChatRow) and parsed.learnt == (False, False, True)
+    assert [message.text for message in parsed.conversation.messages] == ["Answer in French.", "Hi", "Salut"]
+
+
 def test_recordings_alone_text_alone_and_bytes() -> None:
     voice = parse_row({"messages": [{"role": "user", "content": "<audio>"}, ANSWER], "audios": ["a.wav"]}, FOLDER)
     assert isinstance(voice, ChatRow) and voice.conversation.messages[0].parts == (A,)
@@ -163,6 +176,10 @@ def test_preferences(row: dict[str, Any]) -> None:
                 "rejected_response": "x",
             },
             "a last answer in text",
+        ),
+        (
+            {"system": "x", "messages": [{"role": "system", "content": "y"}, {"role": "user", "content": "z"}, ANSWER]},
+            "system",
         ),
         (tagged(complete="false"), '"complete" is true, or false'),
         ({"messages": [ANSWER, {"role": "user", "content": "x"}], "complete": False}, '"complete" is true, or false'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from qwen2_audio.checkpoints.load import load_model
 from qwen2_audio.checkpoints.merge import merge_trained, own_weights
-from qwen2_audio.errors import UsageError
+from qwen2_audio.errors import CheckpointError, UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.chat_template import render
 from qwen2_audio.processing.conversation import Conversation
@@ -25,6 +26,7 @@ from qwen2_audio.training.datasets import Rows, build_example
 from qwen2_audio.training.losses import hear, target_losses
 from qwen2_audio.training.tracking import LOG
 from qwen2_audio.training.trainer import Trainer, train
+from tests.tiny import tiny_model
 from tests.training.plans import log_of, silent, small_plan
 
 
@@ -210,6 +212,54 @@ def test_each_part_learns_by_lora_alone(plan: TrainConfig, group: str, folder: P
     with torch.no_grad():
         of_merged, of_trained = (target_losses(m, batch, hear(m, batch)) for m in (merged, model))
     torch.testing.assert_close(of_merged, of_trained, atol=2e-3, rtol=1e-3)  # corrections are written in half precision
+
+
+def test_a_part_that_nothing_ran_through_is_gone_on_with(plan: TrainConfig) -> None:
+    """The projector, in rows without recordings: no gradient comes to it, and it is as if the run had not been stopped."""
+    rows = [json.loads(line) for line in Path(plan.data).read_text().splitlines()][::2]
+    heard = [json.dumps(row) for row in rows[:2]]
+    written = [json.dumps({"query": "Who barked?", "response": "the dog"})] * 10
+    Path(plan.data).write_text("\n".join([*written, *heard]))
+    plan = replace(plan, batch_tokens=1, steps=12, save_every=5)
+    whole = load_file(train(replace(plan, out=plan.out + "-whole"), silent))
+    trainer = Trainer(plan, silent)
+    save = trainer._save
+
+    def save_and_stop() -> None:
+        save()
+        raise KeyboardInterrupt
+
+    trainer._save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    for name, tensor in load_file(train(plan, silent)).items():
+        torch.testing.assert_close(tensor, whole[name], atol=1e-6, rtol=0)
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_run_over(plan: TrainConfig) -> None:
+    plan = replace(plan, steps=1)
+    result = train(plan, silent)
+    shutil.rmtree(Path(plan.out) / "checkpoints")
+    before = result.read_bytes()
+    with pytest.raises(UsageError, match="holds a finished run without its checkpoints"):
+        train(plan, silent)
+    assert result.read_bytes() == before
+
+
+def test_lora_does_not_go_on_with_whole_weights(plan: TrainConfig) -> None:
+    full = replace(plan, steps=1, language_model=GroupConfig("full", 1e-3))
+    result = train(full, silent)
+    with pytest.raises(UsageError, match="apart from a correction; merge it first"):
+        Trainer(replace(plan, start=str(result), out=plan.out + "-on"), silent)
+
+
+def test_a_run_knows_the_model_that_it_was_made_of(plan: TrainConfig, folder: Path, tmp_path: Path) -> None:
+    result = train(replace(plan, steps=1), silent)
+    other = tiny_model(seed=5)
+    for trained in (result, result.parent / "adapter"):
+        merge_trained(load_model(folder), trained)
+        with pytest.raises(CheckpointError, match="was trained on another model"):
+            merge_trained(other, trained)
 
 
 def test_bad_data_is_named(plan: TrainConfig, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from qwen2_audio.config import Qwen2AudioConfig, audio_tokens, encoder_frames, m
 from qwen2_audio.runtime import Runtime
 
 _PROMPT_TOKENS = 30  # of text, around the audio
-_SIDE = 2048
+_ROWS, _SIDE = 512, 2048
+_ROWS_ON_GPU, _SIDE_ON_GPU = 8192, 4096  # smaller products end before they are launched
 _BYTES = 512 << 20
 _BUDGET = 1.0  # seconds for each measurement
 
@@ -36,13 +37,14 @@ def measure_machine(runtime: Runtime) -> Machine:
     dtype = torch.float32 if runtime.device.type == "mps" else torch.float64  # the Mac's has no float64
     data = torch.ones(_BYTES // dtype.itemsize, dtype=dtype, device=runtime.device)
     read = _BYTES / _best(lambda: data.sum(), runtime.device)
-    x = torch.randn(512, _SIDE, device=runtime.device, dtype=runtime.dtype)
-    weight = torch.randn(_SIDE, _SIDE, device=runtime.device, dtype=runtime.dtype)
+    rows, side = (_ROWS, _SIDE) if runtime.device.type == "cpu" else (_ROWS_ON_GPU, _SIDE_ON_GPU)
+    x = torch.randn(rows, side, device=runtime.device, dtype=runtime.dtype)
+    weight = torch.randn(side, side, device=runtime.device, dtype=runtime.dtype)
     product: Callable[[], Any] = lambda: x @ weight.T  # noqa: E731
     if runtime.int8_on_cpu:
         packed = Int8Weight([to_int8(weight)], [None])
         product = lambda: packed(x)  # noqa: E731
-    return Machine(read, 2 * 512 * _SIDE * _SIDE / _best(product, runtime.device))
+    return Machine(read, 2 * rows * side * side / _best(product, runtime.device))
 
 
 def _best(call: Callable[[], Any], device: torch.device) -> float:
@@ -51,8 +53,10 @@ def _best(call: Callable[[], Any], device: torch.device) -> float:
         while time.perf_counter() < until:
             started = time.perf_counter()
             call()
-            if device.type in ("cuda", "mps"):
-                getattr(torch, device.type).synchronize()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            elif device.type == "mps":
+                torch.mps.synchronize()
             least = min(least, time.perf_counter() - started)
     return least
 

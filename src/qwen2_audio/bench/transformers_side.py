@@ -82,6 +82,8 @@ class Transformers:
         steps: list[float] = []
 
         def note_the_time(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            if ids.is_cuda:
+                torch.cuda.synchronize(ids.device)  # nothing has been read back yet
             steps.append(time.perf_counter())
             return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from qwen2_audio.checkpoints.load import read_json
 from qwen2_audio.checkpoints.names import canonical, modern
+from qwen2_audio.checkpoints.sample import SAMPLE
 from qwen2_audio.checkpoints.save import new_folder, write_json
 from qwen2_audio.errors import CheckpointError
 
@@ -24,7 +25,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _MAGNITUDE = ".lora_magnitude_vector"
 _PROJECTOR = "multi_modal_projector"
-_REFUSED = ("use_qalora", "lora_bias", "trainable_token_indices")
+_REFUSED = ("use_qalora", "lora_bias", "trainable_token_indices", "alora_invocation_tokens")
+_CHANGE_THE_BASE = ("pissa", "olora", "corda")
+"""Ways to begin that take the correction's first value out of the weight that it is added to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,8 @@ def is_adapter(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Correction]]:
-    """Whole tensors and corrections of an adapter, by the published names of the weights.
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Correction], str]:
+    """Whole tensors and corrections of an adapter, by the published names of the weights, and the sample of its base, if any.
 
     Raises:
         CheckpointError: it cannot be read, is no LoRA, or uses a variant that adding scale * B A would not do justice to.
@@ -76,8 +79,16 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Correction]
     refused = [key for key in _REFUSED if config.get(key)]
     if refused:
         raise CheckpointError(f"{folder} uses {refused[0]}, which is not merged here; merge it with peft")
+    begun = str(config.get("init_lora_weights")).lower()
+    if begun.startswith(_CHANGE_THE_BASE):
+        raise CheckpointError(
+            f"{folder} began as {begun}, which changes the weights below it; let peft save it as LoRA "
+            "(path_initial_model_for_weight_conversion)"
+        )
     try:
-        tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            sample = (file.metadata() or {}).get(SAMPLE, "")
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {folder / WEIGHTS}: {error}") from error
     whole: dict[str, Tensor] = {}
@@ -104,7 +115,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Correction]
                 raise CheckpointError(f"{folder} holds only one half of the correction {name}; it is damaged")
         else:
             whole[_published(stem)] = tensor
-    return whole, corrections
+    return whole, corrections, sample
 
 
 def _of_layer(pattern: dict[str, Any] | None, layer: str, default: Any) -> Any:
@@ -117,11 +128,14 @@ def _published(name: str) -> str:
     return canonical(name) or name
 
 
-def write_adapter(folder: Path, whole: dict[str, Tensor], corrections: dict[str, Correction], base: str) -> None:
+def write_adapter(
+    folder: Path, whole: dict[str, Tensor], corrections: dict[str, Correction], base: str, sample: str = ""
+) -> None:
     """Write corrections, and a projector that was trained in full, as an adapter for peft.
 
     Args:
         base: the name of the model that it belongs to.
+        sample: of its weights, see `sample.sample_of`.
 
     Raises:
         CheckpointError: there is more than peft's format holds, or the folder cannot be written.
@@ -156,6 +170,7 @@ def write_adapter(folder: Path, whole: dict[str, Tensor], corrections: dict[str,
         "bias": "none",
         "inference_mode": True,
     }
+    metadata = {"format": "pt"} | ({SAMPLE: sample} if sample else {})
     with new_folder(folder) as part:
         write_json(part / CONFIG, config)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / WEIGHTS, {"format": "pt"})
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / WEIGHTS, metadata)

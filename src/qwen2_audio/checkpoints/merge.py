@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from qwen2_audio.checkpoints.adapter import Correction, is_adapter, read_adapter
+from qwen2_audio.checkpoints.sample import SAMPLE, differs
 from qwen2_audio.errors import CheckpointError
 from qwen2_audio.model.linear import Linear
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
@@ -26,10 +27,12 @@ class Trained:
     Attributes:
         whole: tensors that replace the model's, by their published names.
         corrections: low-rank corrections, by the names of the weights that they are added to.
+        sample: of the model that it was trained on, see `sample.sample_of`; "" where that is not known.
     """
 
     whole: dict[str, Tensor]
     corrections: dict[str, Correction]
+    sample: str = ""
 
 
 def merge_trained(model: Qwen2Audio, path: Path) -> list[str]:
@@ -44,11 +47,11 @@ def merge_trained(model: Qwen2Audio, path: Path) -> list[str]:
     Raises:
         CheckpointError: it cannot be read, or is of another model.
     """
-    state = model.state_dict()
-    changes = _changes(state, path)
-    for target, new in changes.items():
+    state, names = model.state_dict(), []
+    for target, new in _changes(state, path):
         state[target].copy_(new)
-    return sorted(changes)
+        names.append(target)
+    return sorted(names)
 
 
 def merged_copy(model: Qwen2Audio, path: Path) -> Qwen2Audio:
@@ -59,23 +62,24 @@ def merged_copy(model: Qwen2Audio, path: Path) -> Qwen2Audio:
     state = model.state_dict(keep_vars=True)
     packed = [layer.packed for layer in model.modules() if isinstance(layer, Linear) and layer.packed is not None]
     shared: dict[int, Any] = {id(each): each for each in (*state.values(), *packed)}
-    changes = _changes(state, path)
-    for target, new in changes.items():
+    targets = []
+    for target, new in _changes(state, path):
         old = state[target]
         shared[id(old)] = nn.Parameter(new.to(old.device, old.dtype), requires_grad=False)
+        targets.append(target)
     changed = copy.deepcopy(model, shared)
-    for parent in {target.rpartition(".")[0].rpartition(".")[0] for target in changes}:
+    for parent in {target.rpartition(".")[0].rpartition(".")[0] for target in targets}:
         for layer in changed.get_submodule(parent).children():
             if isinstance(layer, Linear):
                 layer.packed = None
     return changed
 
 
-def _changes(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The new values of all weights that change, float32; see `merge_trained`."""
-    trained = Trained(*read_adapter(path)) if is_adapter(path) else read_trained(path)
-    changes: dict[str, Tensor] = {}
-    for target in [*trained.whole, *trained.corrections]:
+def _changes(state: Mapping[str, Tensor], path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The names and new values, float32, of all weights that change, one at a time; all of them fit. See `merge_trained`."""
+    trained = read_changes(path)
+    targets = [*trained.whole, *trained.corrections]
+    for target in targets:
         if target not in state:
             raise CheckpointError(f"{path} trains {target}, which this model does not have; it is of another model")
         correction = trained.corrections.get(target)
@@ -83,10 +87,19 @@ def _changes(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         if shape != tuple(state[target].shape):
             other = f"{list(shape)} instead of {list(state[target].shape)}"
             raise CheckpointError(f"{path} has {target} in the shape {other}; it is of another model")
-        changes[target] = (
-            trained.whole[target] if correction is None else correction.apply(state[target].detach().cpu())
+    other = differs({name: state[name] for name in state.keys() - trained.whole.keys()}, trained.sample or "{}")
+    if other:
+        raise CheckpointError(
+            f"{path} was trained on another model, whose {other} differs; give that model as the base"
         )
-    return changes
+    for target in targets:
+        correction = trained.corrections.get(target)
+        yield target, trained.whole[target] if correction is None else correction.apply(state[target].detach().cpu())
+
+
+def read_changes(path: Path) -> Trained:
+    """What a training run's result, or an adapter in peft's format (a folder), changes."""
+    return Trained(*read_adapter(path)) if is_adapter(path) else read_trained(path)
 
 
 def own_weights(model: Qwen2Audio) -> None:
@@ -99,7 +112,8 @@ def read_trained(path: Path) -> Trained:
     """The result of a training run: `NAME.lora_A`, `NAME.lora_B` (and `NAME.lora_magnitude`) correct `NAME.weight`."""
     try:
         with safe_open(path, framework="pt") as file:
-            scale = float((file.metadata() or {})["lora_scale"])
+            metadata = file.metadata() or {}
+            scale, sample = float(metadata["lora_scale"]), metadata.get(SAMPLE, "")
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except KeyError:
         raise CheckpointError(f"{path} is not what a training run gives (it has no lora_scale)") from None
@@ -114,4 +128,4 @@ def read_trained(path: Path) -> Trained:
         corrections[f"{stem}.weight"] = Correction(
             tensors[stem + A], tensors[stem + B], scale, tensors.get(stem + MAGNITUDE)
         )
-    return Trained(whole, corrections)
+    return Trained(whole, corrections, sample)

@@ -27,21 +27,27 @@ def merge(
         from qwen2_audio.checkpoints.merge import read_trained
 
         found = read_trained(trained)
-        write_adapter(out, found.whole, found.corrections, model)
+        write_adapter(out, found.whole, found.corrections, model, found.sample)
         print(out)
         return
+    import torch
+
     from qwen2_audio.checkpoints.hub import find_checkpoint
-    from qwen2_audio.checkpoints.load import load_model
+    from qwen2_audio.checkpoints.load import load_model, read_json
     from qwen2_audio.checkpoints.merge import merge_trained, own_weights
     from qwen2_audio.checkpoints.save import save
+    from qwen2_audio.checkpoints.verify import verify_merged
     from qwen2_audio.runtime import choose_runtime
 
     folder = find_checkpoint(model)
     runtime = choose_runtime("cpu", dtype)
     with patience("merging"):
-        network = load_model(folder, dtype=runtime.dtype)
+        stored = read_json(folder / "config.json")
+        exact = stored.get("dtype", stored.get("torch_dtype")) == dtype  # else rounded once, when it is written
+        network = load_model(folder, dtype=runtime.dtype if exact else torch.float32)
         own_weights(network)
-        changed = merge_trained(network, trained)
-        save(network, out, source=folder)
-    say(f"{len(changed)} weights changed")
+        merge_trained(network, trained)
+        save(network.to(runtime.dtype), out, source=folder)
+        changed = verify_merged(folder, out, trained)
+    say(f"{changed} weights changed, as they should; the others are as they were")
     print(out)

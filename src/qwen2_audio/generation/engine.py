@@ -23,6 +23,8 @@ __all__ = ["Engine", "Request"]
 PREFILL_TOKENS = 4096
 """Where nobody waits for single words, so many tokens are prefilled together; more would only need more memory."""
 BUDGET_TOKENS = 65536
+SHARE_OF_MEMORY = 0.6
+"""Of what is free on a GPU, for the key-value cache: its rows grow by a quarter and are copied as they do."""
 
 
 class Engine:
@@ -51,13 +53,23 @@ class Engine:
         if cache is not None:
             yield from self._continue(requests[0], cache, cancelled)
             return
-        budget = max(BUDGET_TOKENS, self.model.config.text.max_position_embeddings)
-        limits = Limits(64, budget, 0, 0, prefill_chunk=PREFILL_TOKENS, encode_tokens=PREFILL_TOKENS)
+        limits = Limits(64, self._budget(), 0, 0, prefill_chunk=PREFILL_TOKENS, encode_tokens=PREFILL_TOKENS)
         batch = ContinuousBatch(self, limits)
         for index, request in enumerate(requests):
             batch.add(index, request)
         while (batch.running or batch.waiting) and not cancelled():
             yield from batch.step()
+
+    def _budget(self) -> int:
+        """Positions of the key-value cache that there is room for, rows that grow included."""
+        text, device = self.model.config.text, self.model.device
+        wanted = max(BUDGET_TOKENS, text.max_position_embeddings)
+        if device.type != "cuda":
+            return wanted
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        position = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
+        return max(1, min(wanted, int(SHARE_OF_MEMORY * free) // position))
 
     def _continue(self, request: Request, cache: KVCache, cancelled: Callable[[], bool]) -> Iterator[Step]:
         """A single answer behind what a cache holds."""

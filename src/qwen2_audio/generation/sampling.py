@@ -134,8 +134,9 @@ class Sampler:
 
 def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[Choice]:
     """The next token of several sequences for logits [rows, vocab_size]."""
-    tokens = logits.argmax(-1).tolist()
     drawing = [at for at, sampler in enumerate(samplers) if not sampler.plain]
+    plain = len(drawing) < len(samplers)
+    tokens = logits.argmax(-1).tolist() if plain else [0] * len(samplers)  # which waits for the device
     found = [samplers[at].candidates(logits[at]) for at in drawing]
     for at, (scores, ids) in zip(drawing, _to_host(found), strict=True):
         token = samplers[at].draw(scores, ids)

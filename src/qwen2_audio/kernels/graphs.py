@@ -24,8 +24,9 @@ from qwen2_audio.model.language_model import LanguageModel, rotary_angles
 _LOG = logging.getLogger("qwen2_audio.kernels")
 _MOST_ROWS = 64
 _LEAST_POSITIONS = 256
-_KEPT = 32
-"""Graphs; the one that was not used for longest makes room."""
+_KEPT = 128
+"""Graphs. For another, all make room: one that goes alone may take the workspace of cuBLAS along, which is its stream's and the
+others' too."""
 _PLAIN_STEPS = 4
 """Of a kind, before it is captured: that costs as much as a few steps, which short answers do not bring in again."""
 _TRIALS = 2
@@ -71,7 +72,7 @@ class Graphs:
         self._decoder, self._head = model.model, model.lm_head  # not the model itself: it holds this
         self._capture, self._device = capture, device
         self._norm = model.model.norm.weight.detach()  # held, so that nothing else comes to lie at its address
-        self._graphs: OrderedDict[Key, _Graph] = OrderedDict()
+        self._graphs: dict[Key, _Graph] = {}
         self._seen: OrderedDict[Key, int] = OrderedDict()
         self._logits: dict[int, Tensor] = {}  # of so many rows; what a graph gives is copied before the next one runs
         self.works = True
@@ -132,7 +133,6 @@ class Graphs:
         positions = _bound(max(past) + 1, layers[0][0].shape[2])
         key = (positions, *layers[0][0].shape, *(tensor.data_ptr() for layer in layers for tensor in layer))
         if key in self._graphs:
-            self._graphs.move_to_end(key)
             return self._graphs[key]
         seen = self._seen.pop(key, 0) + 1
         if seen <= _PLAIN_STEPS:
@@ -148,6 +148,8 @@ class Graphs:
         self, key: Key, rows: _FixedRows, layers: list[tuple[Tensor, Tensor]], embeddings: Tensor
     ) -> _Graph | None:
         whole = _FixedCache(rows, layers)
+        if len(self._graphs) >= _KEPT:
+            self._graphs.clear()
         try:
             x = embeddings.clone()
             if len(x) not in self._logits:
@@ -162,8 +164,6 @@ class Graphs:
             return None
         logits.fill_(torch.nan)
         graph = self._graphs[key] = _Graph(captured, x, rows, logits)
-        if len(self._graphs) > _KEPT:
-            self._graphs.popitem(last=False)
         return graph
 
     def _give_up(self, reason: str) -> None:

@@ -39,8 +39,6 @@ def attend_cached(query: Tensor, keys: Tensor, values: Tensor, new: Sequence[int
     Returns:
         [tokens, heads, head_dim]
     """
-    if all(count == 1 for count in new) and len(new) > 1:
-        return _decode(query, keys, values, [length + 1 for length in past])
     out = []
     for row, (part, before) in enumerate(zip(query.split(list(new)), past, strict=True)):
         end = before + part.shape[0]
@@ -50,6 +48,21 @@ def attend_cached(query: Tensor, keys: Tensor, values: Tensor, new: Sequence[int
             mask = torch.ones(part.shape[0], end, dtype=torch.bool, device=query.device).tril(before)
         out.append(_sdpa(part.transpose(0, 1)[None], k, v, mask, causal=before == 0)[0].transpose(0, 1))
     return torch.cat(out) if len(out) > 1 else out[0]
+
+
+def attend_step(query: Tensor, keys: Tensor, values: Tensor, longest: int, seen: Tensor | None) -> Tensor:
+    """Attention of one new token of each sequence to its cache row.
+
+    Args:
+        query: [rows, heads, head_dim].
+        keys, values: [rows, kv_heads, capacity, head_dim].
+        longest: positions of the fullest row, the new one included.
+        seen: which of them each row holds, bool [rows, 1, 1, longest]; None where that is all in all rows.
+
+    Returns:
+        [rows, heads, head_dim]
+    """
+    return _sdpa(query[:, :, None], keys[:, :, :longest], values[:, :, :longest], seen, causal=False)[:, :, 0]
 
 
 def _one(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
@@ -72,15 +85,6 @@ def _bfloat16_products(query: Tensor, key: Tensor, value: Tensor, causal: bool) 
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype).flatten(1, 2)
     mixed = torch.bmm(weights, value.transpose(0, 1)).unflatten(1, (shared, tokens))
     return mixed.permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def _decode(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
-    longest = max(lengths)
-    mask = None
-    if min(lengths) < longest:
-        valid = torch.tensor(lengths, device=query.device)[:, None] > torch.arange(longest, device=query.device)
-        mask = valid[:, None, None]
-    return _sdpa(query[:, :, None], keys[:, :, :longest], values[:, :, :longest], mask, causal=False)[:, :, 0]
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qwen2_audio.config import TextConfig
-from qwen2_audio.model.attention import attend_cached
+from qwen2_audio.model.attention import attend_cached, attend_step
 
 _GROWTH = 256
 
@@ -38,6 +38,7 @@ class KVCache:
         self._keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self._values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.lengths = [0] * rows
+        self._steps: dict[int, _Step] = {}  # by the first of its rows
 
     @property
     def rows(self) -> int:
@@ -87,21 +88,23 @@ class KVCache:
         rows = slice(first, first + len(new))
         keys, values, past = self._keys[layer][rows], self._values[layer][rows], self.lengths[rows]
         if len(new) > 1 and all(count == 1 for count in new):
-            every = torch.arange(len(new), device=key.device)
-            at = torch.tensor(past, device=key.device)
-            keys[every, :, at], values[every, :, at] = key, value
-        else:
-            start = 0
-            for row, (begin, count) in enumerate(zip(past, new, strict=True)):
-                keys[row, :, begin : begin + count] = key[start : start + count].transpose(0, 1)
-                values[row, :, begin : begin + count] = value[start : start + count].transpose(0, 1)
-                start += count
+            step = self._steps.get(first)
+            if step is None or step.past != past:  # in the first layer only: each copy to a GPU waits for it
+                step = self._steps[first] = _Step(past, key.device)
+            keys[step.rows, :, step.at], values[step.rows, :, step.at] = key, value
+            return attend_step(query, keys, values, step.longest, step.seen)
+        start = 0
+        for row, (begin, count) in enumerate(zip(past, new, strict=True)):
+            keys[row, :, begin : begin + count] = key[start : start + count].transpose(0, 1)
+            values[row, :, begin : begin + count] = value[start : start + count].transpose(0, 1)
+            start += count
         return attend_cached(query, keys, values, new, past)
 
     def advance(self, new: Sequence[int], first: int = 0) -> None:
         """Declare the tokens written to these rows cached."""
         for row, count in enumerate(new, first):
             self.lengths[row] += count
+        self._steps.clear()
 
     def copy(self, row: int, source: KVCache, source_row: int, length: int) -> None:
         """Let `row` be the first `length` positions of another row, perhaps of another cache."""
@@ -113,6 +116,23 @@ class KVCache:
     def truncate(self, row: int, length: int) -> None:
         """Forget everything in `row` behind its first `length` positions."""
         self.lengths[row] = min(self.lengths[row], length)
+
+
+class _Step:
+    """Where one new token of each of several rows goes and what it sees, on the device; the same in every layer.
+
+    Attributes:
+        past: positions that each row holds.
+        rows, at: int64 [rows], each row and where its new token goes.
+        longest, seen: see `attend_step`.
+    """
+
+    def __init__(self, past: list[int], device: torch.device) -> None:
+        self.past, self.longest = past, max(past) + 1
+        self.rows, self.at = torch.arange(len(past), device=device), torch.tensor(past, device=device)
+        self.seen: Tensor | None = None
+        if min(past) + 1 < self.longest:
+            self.seen = (torch.arange(self.longest, device=device) <= self.at[:, None])[:, None, None]
 
 
 def _resized(old: Tensor, rows: int, capacity: int, used: int) -> Tensor:

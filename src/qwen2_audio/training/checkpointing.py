@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qwen2_audio.checkpoints.sample import SAMPLE
 from qwen2_audio.errors import UsageError
 from qwen2_audio.training.config import TrainConfig
 
@@ -119,9 +120,13 @@ def writing(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot write {path}: is the disk full? Free space, and run again") from error
 
 
-def save_trained(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write what was trained, beside and then renamed, as `checkpoints.merge.read_trained` reads it."""
+def save_trained(path: Path, tensors: dict[str, Tensor], sample: str) -> None:
+    """Write what was trained, beside and then renamed, as `checkpoints.merge.read_trained` reads it.
+
+    Args:
+        sample: of the model that it was trained on, see `checkpoints.sample.sample_of`.
+    """
     part = path.with_name(path.name + _PART)
     with writing(path):
-        save_file(tensors, part, metadata={"lora_scale": "1.0"})
+        save_file(tensors, part, metadata={"lora_scale": "1.0", SAMPLE: sample})
         part.replace(path)

@@ -118,6 +118,11 @@ class PlainEngine:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def step(self) -> float:
+        for parameter in self.parameters:
+            if (
+                parameter.grad is None
+            ):  # nothing in the step ran through its part; its optimizer's state is kept up all the same
+                parameter.grad = torch.zeros_like(parameter)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if bool(norm.isfinite()):

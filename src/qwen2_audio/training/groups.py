@@ -108,6 +108,8 @@ def start_from(model: nn.Module, path: Path) -> list[str]:
     for name, tensor in tensors.items():
         if name not in state:
             hint = "; let that part learn by lora" if is_lora(name) else ""
+            if name.rpartition(".")[0] in layers:
+                hint = " apart from a correction; merge it first (qwen2-audio merge), and give that folder as the model"
             raise UsageError(f"{path} holds {name}, which the model does not have{hint}")
         if name.endswith(".lora_B"):
             tensor = tensor.float() * (scale / layers[name.removesuffix(".lora_B")].scale)

@@ -127,16 +127,24 @@ def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
             raise UsageError('"messages" must be a list of {"role": ..., "content": ...}')
         if not found:
             raise UsageError("the conversation is empty; add a user message")
-        return found
+        return _with_system(row, found)
     if "conversations" in row:
-        return [_of_sharegpt(message) for message in row["conversations"]]
+        return _with_system(row, [_of_sharegpt(message) for message in row["conversations"]])
     if "query" in row:
         turns = [*row.get("history", []), [row["query"], row.get("response")]]
         pairs = [("user", query) for query, _ in turns], [("assistant", answer) for _, answer in turns]
         inside = [{"role": role, "content": text} for turn in zip(*pairs, strict=True) for role, text in turn]
-        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-        return [*system, *(message for message in inside if message["content"] is not None)]
+        return _with_system(row, [message for message in inside if message["content"] is not None])
     return []
+
+
+def _with_system(row: Mapping[str, Any], messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages, behind the system message that stands beside them, if any."""
+    if not row.get("system"):
+        return messages
+    if any(message.get("role") == "system" for message in messages):
+        raise UsageError('there is a "system" beside a conversation that has a system message; leave one of them out')
+    return [{"role": "system", "content": row["system"]}, *messages]
 
 
 def _of_sharegpt(message: Any) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """Where rows come from: files of JSON lines, webdataset tars, data sets of the `datasets` library, and mixtures of them.
 
 - `rows.jsonl`: one row a line, in the shapes of `qwen2_audio.training.rows`; paths are relative to the file;
-- `shard.tar`: files with the same stem are one row: `.json` holds it (or `.txt` what is said), the recording stands beside it;
+- `shard.tar`: files with the same stem are one row: `.json` holds it (or `.txt` the part of it that is said), the
+  recording stands beside it;
 - `datasets:NAME`, `datasets:NAME:SPLIT`: a data set of the `datasets` library (a name on the hub, or a folder that its
   `save_to_disk` wrote), whose columns are the keys of a row.
 """

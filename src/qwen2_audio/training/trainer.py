@@ -26,6 +26,7 @@ from qwen2_audio.checkpoints.adapter import write_adapter
 from qwen2_audio.checkpoints.hub import find_checkpoint
 from qwen2_audio.checkpoints.load import load_config, load_model
 from qwen2_audio.checkpoints.merge import read_trained
+from qwen2_audio.checkpoints.sample import sample_of
 from qwen2_audio.config import HOP_LENGTH, SAMPLE_RATE
 from qwen2_audio.errors import CheckpointError, UsageError
 from qwen2_audio.processing.processor import load_processor
@@ -99,6 +100,7 @@ class Trainer:
                 "quantize keeps weights in a form that processes cannot share; launch with ddp, or leave it out"
             )
         self.model = load_model(folder, device=self.device)
+        self.sample = sample_of(self.model.state_dict())
         choose_what_learns(self.model, config)
         started = start_from(self.model, Path(config.start)) if config.start else []
         if config.recompute:
@@ -141,6 +143,8 @@ class Trainer:
         cache = Path(self.config.feature_cache or "checkpoints").name
         own = ("checkpoints", cache, "tensorboard", "log.", "reference.", "evaluation.", CURVES, RESULT, BEST, ADAPTER)
         strange = sorted(path.name for path in self.out.iterdir() if not path.name.startswith(own))
+        if not holds_run and (self.out / RESULT).exists():
+            raise UsageError(f"{self.out} holds a finished run without its checkpoints; give another out, or remove it")
         if strange and not holds_run:
             raise UsageError(f"{self.out} is not empty and holds no run (there is {strange[0]}); give another out")
 
@@ -164,7 +168,7 @@ class Trainer:
         result = self.out / RESULT
         trained = self._trained()
         if self.rank == 0:
-            save_trained(result, exported(self.model, trained))
+            save_trained(result, exported(self.model, trained), self.sample)
             self._write_adapter(result)
         return result
 
@@ -279,7 +283,7 @@ class Trainer:
             self.best = value
             trained = self._trained()
             if self.rank == 0:
-                save_trained(self.out / BEST, exported(self.model, trained))
+                save_trained(self.out / BEST, exported(self.model, trained), self.sample)
 
     def _trained(self) -> dict[str, Tensor]:
         """What learns, whole, by published names."""
@@ -290,7 +294,7 @@ class Trainer:
         found = read_trained(result)
         shutil.rmtree(self.out / ADAPTER, ignore_errors=True)  # of the same run, before it was gone on with
         try:
-            write_adapter(self.out / ADAPTER, found.whole, found.corrections, self.config.model)
+            write_adapter(self.out / ADAPTER, found.whole, found.corrections, self.config.model, self.sample)
         except CheckpointError as error:
             self.say(f"no adapter was written: {error}")
 
@@ -382,9 +386,8 @@ def _join_world(device: str) -> tuple[int, int]:
 
 
 def _device(name: str, world: int) -> torch.device:
-    device = choose_runtime(name).device
-    if device.type != "cuda" or world == 1:
-        return device
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
+    if world > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own)  # before anything else makes a context on the first one
+        return own
+    return choose_runtime(name).device
