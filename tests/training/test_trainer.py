@@ -47,8 +47,8 @@ def test_loss_falls(plan: TrainConfig) -> None:
     assert sum(seen[-5:]) < 0.7 * sum(seen[:5])
 
 
-def test_resumed_equals_uninterrupted(plan: TrainConfig) -> None:
-    whole = load_file(train(replace(plan, out=plan.out + "-whole"), silent))
+def stop_once_saved(plan: TrainConfig) -> None:
+    """Train up to the first checkpoint."""
 
     class StopError(Exception):
         pass
@@ -63,6 +63,11 @@ def test_resumed_equals_uninterrupted(plan: TrainConfig) -> None:
     trainer._save = save_and_stop  # type: ignore[method-assign]
     with pytest.raises(StopError):
         trainer.run()
+
+
+def test_resumed_equals_uninterrupted(plan: TrainConfig) -> None:
+    whole = load_file(train(replace(plan, out=plan.out + "-whole"), silent))
+    stop_once_saved(plan)
     said: list[str] = []
     resumed = load_file(train(replace(plan, workers=2), said.append))
     assert said[0] == "resumed at step 5"
@@ -222,16 +227,7 @@ def test_a_part_that_nothing_ran_through_is_gone_on_with(plan: TrainConfig) -> N
     Path(plan.data).write_text("\n".join([*written, *heard]))
     plan = replace(plan, batch_tokens=1, steps=12, save_every=5)
     whole = load_file(train(replace(plan, out=plan.out + "-whole"), silent))
-    trainer = Trainer(plan, silent)
-    save = trainer._save
-
-    def save_and_stop() -> None:
-        save()
-        raise KeyboardInterrupt
-
-    trainer._save = save_and_stop  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    stop_once_saved(plan)
     for name, tensor in load_file(train(plan, silent)).items():
         torch.testing.assert_close(tensor, whole[name], atol=1e-6, rtol=0)
 
@@ -253,7 +249,7 @@ def test_lora_does_not_go_on_with_whole_weights(plan: TrainConfig) -> None:
         Trainer(replace(plan, start=str(result), out=plan.out + "-on"), silent)
 
 
-def test_a_run_knows_the_model_that_it_was_made_of(plan: TrainConfig, folder: Path, tmp_path: Path) -> None:
+def test_a_run_knows_the_model_that_it_was_made_of(plan: TrainConfig, folder: Path) -> None:
     result = train(replace(plan, steps=1), silent)
     other = tiny_model(seed=5)
     for trained in (result, result.parent / "adapter"):

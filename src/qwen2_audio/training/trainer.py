@@ -386,7 +386,7 @@ def _join_world(device: str) -> tuple[int, int]:
 
 
 def _device(name: str, world: int) -> torch.device:
-    if world > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
+    if world > 1 and torch.cuda.is_available() and name.partition(":")[0] in ("auto", "cuda"):
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(own)  # before anything else makes a context on the first one
         return own
