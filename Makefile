@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test check format bench page-shots mini-data mini-train mini-gpu mini-measure mini-scorecard clean
+.PHONY: help chat test check format bench bench-gpu page-shots mini-data mini-train mini-gpu mini-measure mini-scorecard clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,12 @@ format: $(VENV)/dev.ready  ## format the code and mend what ruff can mend
 
 bench: $(VENV)/dev.ready  ## time mini, side by side with transformers
 	$(BIN)/qwen2-audio bench
+
+bench-gpu: $(VENV)/dev.ready  ## time the shape of the 7B on an NVIDIA GPU: alone, 64 streams, int4, a training step
+	$(BIN)/qwen2-audio bench --random 7b --device cuda --clip 5 --clip 30 --runs 5
+	$(BIN)/qwen2-audio bench --random 7b --device cuda --clip 15 --streams 64 --tokens 257 --alone --runs 1
+	$(BIN)/qwen2-audio bench --random 7b --device cuda --quantize int4 --alone --clip 5 --runs 3
+	$(BIN)/python benchmarks/training_step.py --random 7b --tokens 12288 --steps 6
 
 page-shots: $(VENV)/dev.ready  ## photograph the web page into runs/page, two pictures into docs/images (wants Chromium)
 	$(BIN)/python recipes/page/shots.py runs/page --readme

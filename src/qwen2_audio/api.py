@@ -316,8 +316,8 @@ def load(
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16", "float16".
         quantize: "none"; "int8": on a CPU, a quarter of float32's memory and several times its speed, slightly less exact;
-            "int8", "int4", "fp8" on CUDA: the language model's weights, by torchao; "auto": int8 where the CPU has instructions
-            for it, no dtype was asked for and the model is not tiny.
+            "int8", "int4", "fp8" on CUDA: the language model's weights, int8 and fp8 by torchao; "auto": int8 where the CPU has
+            instructions for it, no dtype was asked for and the model is not tiny.
         revision: branch, tag or commit of a hub model.
         offline: use only what is on this machine.
         key_variable: the environment variable with the key of a server, in place of OPENAI_API_KEY. That one is sent over
@@ -357,7 +357,12 @@ def load_network(folder: Path, runtime: Runtime, adapter: str | Path | None = No
         merge_trained(network, Path(os.path.expanduser(adapter)))
     if runtime.int8_on_cpu and not at_once:
         put_into_int8(network)
-    elif runtime.quantize != "none" and not runtime.int8_on_cpu:
+    return prepare_network(network, runtime)
+
+
+def prepare_network(network: Qwen2Audio, runtime: Runtime) -> Qwen2Audio:
+    """A model with its final weights, rounded where that is done on the device, and laid out for inference."""
+    if runtime.quantize != "none" and not runtime.int8_on_cpu:
         round_language_model(network, runtime.quantize)
     lay_out(network)
     return network

@@ -30,7 +30,7 @@ SHORT = [
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenarios, "standard", lambda tokens, quick, clips: SHORT)
+    monkeypatch.setattr(scenarios, "standard", lambda tokens, **_: SHORT)
     monkeypatch.setattr(machine, "_BYTES", 1 << 20)
     monkeypatch.setattr(machine, "_SIDE", 64)
     monkeypatch.setattr(machine, "_BUDGET", 0.02)
@@ -101,3 +101,25 @@ def test_alone_in_int8_as_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert "| a clip of 1 s, 3 tokens: first token |" in result.stdout
     refused = CliRunner().invoke(app, arguments)
     assert refused.exit_code == 2
+
+
+def test_many_clips_at_once() -> None:
+    assert scenarios.standard(5, clips=[2.0, 3.0], streams=4) == [Scenario((2.0,) * 4, 5), Scenario((3.0,) * 4, 5)]
+    result = CliRunner().invoke(app, ["bench", "--streams", "4"])
+    assert result.exit_code == 2 and "give --clip" in result.output
+
+
+def test_random_weights_are_made_where_they_are_to_be(folder: Path, tmp_path: Path) -> None:
+    """As on a GPU: nothing but side files is written."""
+    from qwen2_audio.bench.random_model import has_weights, load_random, write_side_files
+    from qwen2_audio.bench.transformers_side import Transformers
+    from qwen2_audio.checkpoints.load import load_config
+    from qwen2_audio.runtime import choose_runtime
+
+    runtime = choose_runtime("cpu")
+    write_side_files(load_config(folder), tmp_path / "random", folder, runtime.dtype)
+    assert not has_weights(tmp_path / "random") and has_weights(folder)
+    assistant = load_random(tmp_path / "random", runtime)
+    assert len(assistant.chat("hello", max_new_tokens=3, ignore_eos=True).tokens) == 3
+    side = Transformers(tmp_path / "random", runtime.device, runtime.dtype, compiled=False)
+    assert side.run(SHORT[0]).whole > 0

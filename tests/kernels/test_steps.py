@@ -122,7 +122,9 @@ def test_changes_in_place_are_seen_and_a_moved_model_is_not_mistaken() -> None:
     quick.to(torch.float64).to(torch.float32)
     with torch.inference_mode():
         x = quick.embed(torch.tensor([3]), None)
-        assert quick.language_model.steps is not None and not quick.language_model.steps.fits(x, [1])
+        assert quick.language_model.steps is not None and not quick.language_model.steps.fits(
+            x, [1], quick.new_cache(1, 8)
+        )
 
 
 def test_a_copy_has_weights_of_its_own() -> None:
@@ -144,12 +146,12 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
     _, quick = pairs()
     fast = quick.language_model.steps
     assert fast is not None
-    x = torch.zeros(2, 64)
+    x, cache = torch.zeros(2, 64), quick.new_cache(2, 8)
     with torch.inference_mode():
-        assert fast.fits(x, [1, 1])
-        assert not fast.fits(x, [2]) and not fast.fits(x.double(), [1, 1])
-        assert not fast.fits(torch.zeros(MOST_ROWS + 1, 64), [1] * (MOST_ROWS + 1))
-    assert not fast.fits(x, [1, 1])  # gradients are wanted
+        assert fast.fits(x, [1, 1], cache)
+        assert not fast.fits(x, [2], cache) and not fast.fits(x.double(), [1, 1], cache)
+        assert not fast.fits(torch.zeros(MOST_ROWS + 1, 64), [1] * (MOST_ROWS + 1), cache)
+    assert not fast.fits(x, [1, 1], cache)  # gradients are wanted
     half = tiny_model().to(torch.bfloat16)
     attach_steps(half.language_model)
     assert half.language_model.steps is None

@@ -15,8 +15,9 @@ def measure(
     runs: int,
     floors: Callable[[Scenario], tuple[float, float]],
     progress: Callable[[str], None],
+    warm_ups: int = 1,
 ) -> list[Figure]:
-    """Time every scenario `runs` times on every side, after a run that does not count.
+    """Time every scenario `runs` times on every side, after `warm_ups` that do not count.
 
     Args:
         sides: ours is among them.
@@ -26,11 +27,11 @@ def measure(
     found = []
     for number, scenario in enumerate(scenarios, 1):
         rounds: dict[str, list[Times]] = {side.name: [] for side in sides}
-        for run in range(runs + 1):
+        for run in range(1 - warm_ups, runs + 1):
             for side in sides:
-                progress(f"{number}/{len(scenarios)} {scenario.name}: {side.name}, {'warm-up' if run == 0 else run}")
+                progress(f"{number}/{len(scenarios)} {scenario.name}: {side.name}, {'warm-up' if run < 1 else run}")
                 measured = side.run(scenario)
-                if run:
+                if run > 0:
                     rounds[side.name].append(measured)
         found += _figures(scenario, rounds, floors(scenario))
     return found

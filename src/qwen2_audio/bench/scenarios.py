@@ -43,12 +43,12 @@ class Scenario:
 MIXED = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0)
 
 
-def standard(tokens: int, *, quick: bool = False, clips: Sequence[float] = ()) -> list[Scenario]:
-    """The report's scenarios; `quick`: only single clips and batches; `clips`: only single clips of so many seconds."""
+def standard(tokens: int, *, quick: bool = False, clips: Sequence[float] = (), streams: int = 1) -> list[Scenario]:
+    """The report's scenarios; `quick`: single clips and batches; `clips`: clips of so many seconds, `streams` each."""
     lengths = (2.0, 5.0, 15.0) if quick else (2.0, 5.0, 15.0, 30.0)
-    chosen = [Scenario((seconds,), tokens) for seconds in clips or lengths]
     if clips:
-        return chosen
+        return [Scenario((seconds,) * streams, tokens) for seconds in clips]
+    chosen = [Scenario((seconds,), tokens) for seconds in lengths]
     chosen += [Scenario(MIXED, tokens), Scenario(MIXED * 2, tokens)]
     if not quick:
         chosen += [Scenario((5.0,) * 8, tokens), Scenario((5.0,), 4 * tokens)]

@@ -61,10 +61,10 @@ class Ours:
                 return self._turns(scenario)
             case "shared":
                 return self._shared(scenario)
+        waves = [noise(seconds, i) for i, seconds in enumerate(scenario.seconds)]
         started = time.perf_counter()
         requests = [
-            self._request(Conversation().user((noise(seconds, i), SAMPLE_RATE), INSTRUCTION), scenario.tokens)
-            for i, seconds in enumerate(scenario.seconds)
+            self._request(Conversation().user((wave, SAMPLE_RATE), INSTRUCTION), scenario.tokens) for wave in waves
         ]
         steps = self._engine.run(requests) if scenario.kind == "batch" else _crowd(self._engine, requests)
         return timed(steps, started, len(requests), scenario.tokens)
@@ -98,10 +98,11 @@ class Ours:
 
     def _turns(self, scenario: Scenario) -> Times:
         session = self._assistant.session()
+        waves = [noise(seconds) for seconds in scenario.seconds[:1]]
         runs = []
-        for turn, seconds in enumerate(scenario.seconds):
+        for turn in range(len(scenario.seconds)):
             started = time.perf_counter()
-            said: list[Any] = [(noise(seconds), SAMPLE_RATE)] if turn == 0 else []
+            said: list[Any] = [(wave, SAMPLE_RATE) for wave in waves] if turn == 0 else []
             stream = session.stream(
                 *said,
                 question(turn),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qwen2_audio.bench.figures import Times
+from qwen2_audio.bench.random_model import has_weights
 from qwen2_audio.bench.scenarios import Scenario
 from qwen2_audio.bench.sides import Wave, joined, noise, question, times
 from qwen2_audio.config import SAMPLE_RATE
@@ -34,7 +35,12 @@ class Transformers:
         self._processor = transformers.AutoProcessor.from_pretrained(folder)
         self._processor.tokenizer.padding_side = "left"
         name = "Qwen2AudioForConditionalGeneration"
-        self._model: Any = getattr(transformers, name).from_pretrained(folder, dtype=dtype).eval().to(device)
+        kind = getattr(transformers, name)
+        if has_weights(folder):
+            self._model: Any = kind.from_pretrained(folder, dtype=dtype).eval().to(device)
+        else:  # random weights, which nobody wrote
+            with device:
+                self._model = kind._from_config(transformers.AutoConfig.from_pretrained(folder), dtype=dtype).eval()
         self._settings: dict[str, Any] = {"cache_implementation": "static"} if compiled else {}
         if compiled:
             self._model.forward = torch.compile(self._model.forward)

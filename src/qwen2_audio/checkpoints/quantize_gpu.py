@@ -1,4 +1,4 @@
-"""A language model whose weights are rounded further for a GPU: the formats and products are torchao's.
+"""A language model whose weights are rounded further for a GPU: int4 by our own layers, int8 and fp8 by torchao's.
 
 Only the language model's: a step of decoding reads all of its weights for a few rows, and takes as long as that; what the
 encoder does is arithmetic, which smaller weights do not make quicker.
@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qwen2_audio.checkpoints.int4 import Int4Linear, put_into_int4
 from qwen2_audio.errors import UsageError
 from qwen2_audio.model.linear import Linear
-
-_GROUP = 64
-"""Weights in int4 that have a scale in common; it divides the width of every published size of Qwen2."""
 
 
 def round_language_model(model: nn.Module, kind: str) -> None:
@@ -25,13 +23,16 @@ def round_language_model(model: nn.Module, kind: str) -> None:
 
     Args:
         kind: "int8": a scale for each output; widened before they are multiplied, which saves memory and costs time. "int4": a
-            scale for each 64 weights; multiplied as they lie. "fp8": a scale for each output, and what comes in is rounded too,
-            row by row.
+            scale and a least value for each 64 weights; multiplied as they lie. "fp8": a scale for each output, and what comes
+            in is rounded too, row by row.
 
     Raises:
         UsageError: this torchao, or this GPU, does not do that, or not to layers of these sizes.
     """
     language = model.get_submodule("language_model")
+    if kind == "int4":
+        put_into_int4(language)
+        return
     layers = {name: layer for name, layer in language.named_modules() if isinstance(layer, Linear)}
     told = logging.getLogger("torchao")
     level = told.level
@@ -60,8 +61,6 @@ def _format(kind: str) -> Any:
     plain = {"set_inductor_config": False}  # of the whole process
     if kind == "int8":
         return ao.Int8WeightOnlyConfig(**plain)
-    if kind == "int4":
-        return ao.Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d", **plain)
     return ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow(), **plain)
 
 
@@ -79,4 +78,4 @@ def _is_torchaos(weight: Tensor) -> bool:
 
 def is_rounded(model: nn.Module) -> bool:
     """Whether `round_language_model` was at `model`."""
-    return any(map(_is_torchaos, model.parameters()))
+    return any(map(_is_torchaos, model.parameters())) or any(isinstance(m, Int4Linear) for m in model.modules())

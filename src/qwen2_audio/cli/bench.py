@@ -18,11 +18,13 @@ from qwen2_audio.cli.terminal import patience, say
 from qwen2_audio.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
-
     from qwen2_audio.api import Assistant
     from qwen2_audio.bench.sides import Side
     from qwen2_audio.runtime import Runtime
+
+
+_WARM_UPS_ON_GPU = 4
+"""What is captured as a graph is on trial at first."""
 
 
 def bench(
@@ -38,6 +40,7 @@ def bench(
     clip: Annotated[
         list[float] | None, typer.Option(min=0.1, max=30, help="Only single clips of so many seconds; may be repeated.")
     ] = None,
+    streams: Annotated[int, typer.Option(min=1, help="With --clip: so many clips at once.")] = 1,
     alone: Annotated[bool, typer.Option("--alone", help="Measure only this package.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Also this package without quicker decode steps.")] = False,
     compiled: Annotated[
@@ -63,9 +66,11 @@ def bench(
     from qwen2_audio.runtime import choose_runtime
 
     _refuse_contradictions(model, random, compiled_alone=compiled and alone, quick_clips=quick and bool(clip))
+    if streams > 1 and not clip:
+        raise UsageError("--streams says how many clips of --clip are heard at once; give --clip, too")
     runtime = choose_runtime(device, dtype, quantize)
     with ExitStack() as held:
-        folder = _folder(model, random, runtime.dtype, held)
+        folder = _folder(model, random, runtime, held)
         assistant, loaded = _load(folder, runtime)
         sides = _sides(assistant, runtime, alone=alone, plain=plain, compiled=compiled, servers=server or [])
         with patience("comparing logits"):
@@ -73,8 +78,9 @@ def bench(
         with patience("measuring the machine"):
             machine = measure_machine(runtime)
         config = assistant.model.config
-        scenarios = standard(tokens, quick=quick, clips=clip or [])
-        found = measure(scenarios, sides, runs, lambda s: floors(config, runtime, machine, s), _progress)
+        scenarios = standard(tokens, quick=quick, clips=clip or [], streams=streams)
+        warm_ups = _WARM_UPS_ON_GPU if runtime.device.type == "cuda" else 1
+        found = measure(scenarios, sides, runs, lambda s: floors(config, runtime, machine, s), _progress, warm_ups)
     _progress("")
     about = _about(f"random {random}" if random else model, runtime, runs, loaded) | agreed
     report = Report(about, machine.as_json(), found)
@@ -92,10 +98,10 @@ def _refuse_contradictions(model: str, random: str | None, *, compiled_alone: bo
         raise UsageError("--quick and --clip choose other scenarios; give one")
 
 
-def _folder(model: str, random: str | None, dtype: torch.dtype, held: ExitStack) -> Path:
+def _folder(model: str, random: str | None, runtime: Runtime, held: ExitStack) -> Path:
     if random is None:
         return find(model, revision=None, offline=False)
-    from qwen2_audio.bench.random_model import audio_token_of, geometry, write_random
+    from qwen2_audio.bench.random_model import audio_token_of, geometry, write_random, write_side_files
 
     tokens_from = find("mini", revision=None, offline=False)
     config = geometry(random, audio_token_of(tokens_from))
@@ -103,15 +109,22 @@ def _folder(model: str, random: str | None, dtype: torch.dtype, held: ExitStack)
     with patience(f"making a random {random}"):
         import torch
 
-        write_random(config, folder, tokens_from, torch.bfloat16 if random == "7b" else dtype)
+        if runtime.device.type == "cuda":  # the weights are made there
+            write_side_files(config, folder, tokens_from, runtime.dtype)
+        else:
+            write_random(config, folder, tokens_from, torch.bfloat16 if random == "7b" else runtime.dtype)
     return folder
 
 
 def _load(folder: Path, runtime: Runtime) -> tuple[Assistant, float]:
     from qwen2_audio.api import load
+    from qwen2_audio.bench.random_model import has_weights, load_random
 
     started = time.perf_counter()
     with patience("loading"):
+        if not has_weights(folder):
+            assistant = load_random(folder, runtime)
+            return assistant, time.perf_counter() - started
         assistant = load(
             folder,
             device=str(runtime.device),

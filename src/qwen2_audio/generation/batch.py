@@ -15,10 +15,10 @@ from qwen2_audio.errors import ConversationError, UsageError
 from qwen2_audio.generation.clip_store import ClipStore
 from qwen2_audio.generation.request import Request
 from qwen2_audio.generation.rows import CacheRows
-from qwen2_audio.generation.sampling import Sampler, choose
+from qwen2_audio.generation.sampling import Arrival, Sampler, choose
 from qwen2_audio.generation.scheduler import ClipSpan, Entry, Limits, Plan, Scheduler
+from qwen2_audio.generation.sequence import Choice, Step
 from qwen2_audio.generation.sequence import Sequence as Text
-from qwen2_audio.generation.sequence import Step
 from qwen2_audio.processing.mel import Clip
 
 if TYPE_CHECKING:
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 EXPECTED_TOKENS = 256
 """Room for so long an answer is set aside at first (or for `max_new_tokens`, if that is less)."""
+
+
+@dataclass(slots=True)
+class _Chosen:
+    """Tokens that the device has chosen, or is about to, one for each of these answers."""
+
+    answers: list[_Answer]
+    tokens: Tensor
+    arrived: Arrival
 
 
 @dataclass(slots=True)
@@ -55,6 +64,7 @@ class ContinuousBatch:
         context = engine.model.config.text.max_position_embeddings
         self._scheduler = Scheduler(limits or Limits(), self._rows, self._clips, context)
         self._answers: dict[int, _Answer] = {}
+        self._ahead: _Chosen | None = None
 
     @property
     def running(self) -> int:
@@ -113,19 +123,66 @@ class ContinuousBatch:
     def step(self) -> list[Step]:
         """Do a share of the work: encode some recordings or read a part of some prompts, and choose one token of every
         answer whose prompt was read. The list is empty when there was nothing to choose."""
-        plan = self._scheduler.plan()
-        by_entry = {answer.entry.id: answer for answer in self._answers.values()}
-        if plan.clips:
-            self._encode(plan.clips, by_entry.values())
-        steps = self._advance(plan, by_entry) if plan.work else []
+        chosen, self._ahead = self._ahead, None
+        if chosen is None:
+            plan = self._scheduler.plan()
+            by_entry = {answer.entry.id: answer for answer in self._answers.values()}
+            if plan.clips:
+                self._encode(plan.clips, by_entry.values())
+            steps = self._advance(plan, by_entry) if plan.work else []
+        else:
+            steps = self._arrived(chosen)
         if self._clips.over:
             self._clips.trim(self._scheduler.needed_clips)
         return steps
 
     def _advance(self, plan: Plan, by_entry: Mapping[int, _Answer]) -> list[Step]:
-        logits, ready = self._forward([(by_entry[entry.id], count) for entry, count in plan.work])
+        work = [(by_entry[entry.id], count) for entry, count in plan.work]
+        logits, ready = self._forward(work)
         self._scheduler.advance(plan)
-        return self._choose(logits, ready) if ready else []
+        if not ready:
+            return []
+        if self._goes_ahead and all(answer.sampler.greedy for answer in ready):
+            return self._arrived(self._started(logits, ready))
+        return self._choose(logits, ready)
+
+    # Going ahead: on a GPU the next step begins before the host has seen the tokens of this one
+
+    @property
+    def _goes_ahead(self) -> bool:
+        return self._model.device.type == "cuda"
+
+    def _started(self, logits: Tensor, answers: list[_Answer]) -> _Chosen:
+        tokens = logits.argmax(-1)
+        return _Chosen(answers, tokens, Arrival(tokens))
+
+    def _arrived(self, chosen: _Chosen) -> list[Step]:
+        """The tokens that were chosen, of answers that still are; where it may, the next step begins before they are here."""
+        answers = chosen.answers
+        if self._may_go_ahead(answers):
+            rows, order = self._rows.pack([(answer.entry.id, 1) for answer in answers])
+            tokens = chosen.tokens if order == sorted(order) else chosen.tokens[order]
+            embeddings = self._model.language_model.embed(tokens)
+            logits = self._model.language_model(embeddings, [1] * len(order), rows)
+            self._ahead = self._started(logits, [answers[at] for at in order])
+            for answer in answers:
+                answer.entry.computed += 1
+        choices = [Choice(token) for token in chosen.arrived.tokens()]
+        there = [(a, c) for a, c in zip(answers, choices, strict=True) if self._answers.get(a.index) is a]
+        return self._push(there)
+
+    def _may_go_ahead(self, answers: Sequence[_Answer]) -> bool:
+        """Whether the next step will be one more token of just these, as far as can be known."""
+        scheduler = self._scheduler
+        return (
+            not scheduler.waiting
+            and len(answers) == len(scheduler.running)
+            and all(
+                answer.text.tokens and not answer.text.at_last for answer in answers
+            )  # a first token is not kept waiting
+            and all(answer.entry.room > answer.entry.computed for answer in answers)
+            and all(self._answers.get(answer.index) is answer for answer in answers)
+        )
 
     def _encode(self, spans: Sequence[ClipSpan], answers: Iterable[_Answer]) -> None:
         known = {key: clip for answer in answers for key, clip in answer.clips.items()}
@@ -173,14 +230,17 @@ class ContinuousBatch:
         return parts
 
     def _choose(self, logits: Tensor, ready: Sequence[_Answer]) -> list[Step]:
+        choices = choose(logits, [answer.sampler for answer in ready])
+        return self._push(list(zip(ready, choices, strict=True)))
+
+    def _push(self, chosen: Sequence[tuple[_Answer, Choice]]) -> list[Step]:
         steps = []
-        for answer, choice in zip(ready, choose(logits, [answer.sampler for answer in ready]), strict=True):
+        for answer, choice in chosen:
             step = answer.text.push(choice, answer.entry.cached)
             steps.append(step)
-            if step.finish_reason is None:
-                answer.ids.append(choice.token)
-                answer.entry.keys.append(choice.token)
-            else:
+            answer.ids.append(choice.token)
+            answer.entry.keys.append(choice.token)
+            if step.finish_reason is not None:
                 self._scheduler.finish(answer.entry)
                 del self._answers[answer.index]
         return steps

@@ -53,12 +53,26 @@ class Engine:
         if cache is not None:
             yield from self._continue(requests[0], cache, cancelled)
             return
-        limits = Limits(64, self._budget(), 0, 0, prefill_chunk=PREFILL_TOKENS, encode_tokens=PREFILL_TOKENS)
-        batch = ContinuousBatch(self, limits)
+        batch = ContinuousBatch(self, self._limits())
         for index, request in enumerate(requests):
             batch.add(index, request)
         while (batch.running or batch.waiting) and not cancelled():
             yield from batch.step()
+
+    def _limits(self) -> Limits:
+        on_gpu = (
+            self.model.device.type == "cuda"
+        )  # where many small copies, and prompts in pieces, cost more than they save
+        return Limits(
+            64,
+            self._budget(),
+            0,
+            0,
+            PREFILL_TOKENS,
+            PREFILL_TOKENS,
+            least_shared=256 if on_gpu else 16,
+            whole_prompts=on_gpu,
+        )
 
     def _budget(self) -> int:
         """Positions of the key-value cache that there is room for, rows that grow included."""

@@ -67,6 +67,11 @@ class Sampler:
         changes = (self._seen, self._counts, self._bias, self._grammar)
         return self._options.temperature == 0 and self._owed == 0 and all(change is None for change in changes)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing but the greatest logit is wanted."""
+        return self.plain and self._options.logprobs is None
+
     def candidates(self, logits: Tensor, *, all_of_them: bool = False) -> tuple[Tensor, Tensor | None]:
         """Scores and ids [n] of the tokens to choose from for logits [vocab_size], on their device; no ids where that is
         the whole vocabulary: without top-k, or with `all_of_them`."""
@@ -130,6 +135,24 @@ class Sampler:
             others = (without_end > -torch.inf).any()  # else a grammar allows nothing but the end
             scores = torch.where(others, without_end, scores)
         return scores
+
+
+class Arrival:
+    """Tokens [rows] on their way to the host, which the device need not wait for."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._here = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=tokens.is_cuda)
+        self._here.copy_(tokens, non_blocking=True)
+        self._event: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tokens.device))
+
+    def tokens(self) -> list[int]:
+        """Waits for them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._here.tolist()
 
 
 def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[Choice]:

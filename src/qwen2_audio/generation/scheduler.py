@@ -14,8 +14,6 @@ from typing import Protocol
 
 from qwen2_audio.errors import UsageError
 
-LEAST_SHARED = 16
-"""A common beginning shorter than this is computed again rather than copied."""
 LEAST_AWAITED = 64
 """A prompt waits for another one that is being read only if it gains at least so many tokens."""
 
@@ -32,6 +30,8 @@ class Limits:
         prefill_chunk: prompt tokens computed in one step.
         encode_tokens: audio tokens encoded in one step (a single clip may be more).
         row_tokens: positions of the smallest row; others are 2, 4, 8, 16, 24, 32, ... times that.
+        least_shared: a common beginning shorter than this is computed again rather than copied.
+        whole_prompts: read a prompt in one step where it fits into one, rather than fill steps up.
     """
 
     max_running: int = 32
@@ -41,6 +41,8 @@ class Limits:
     prefill_chunk: int = 256
     encode_tokens: int = 1500
     row_tokens: int = 256
+    least_shared: int = 16
+    whole_prompts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_running", "budget_tokens", "prefill_chunk", "encode_tokens", "row_tokens"):
@@ -275,7 +277,7 @@ class Scheduler:
 
     def _retain(self, entry: Entry) -> None:
         keys, most = entry.keys[: entry.computed], self.limits.retained_tokens
-        if not LEAST_SHARED <= len(keys) <= most:
+        if not self.limits.least_shared <= len(keys) <= most:
             return
         for kept in list(self._retained):
             if kept.keys[: len(keys)] == keys:  # nothing new in it
@@ -300,7 +302,7 @@ class Scheduler:
         wanted = entry.keys[:-1]  # at least one token must be computed to choose the next
         lengths = [(shared_length(wanted, keys), name) for name, keys in held]
         shared, source = max(lengths, default=(0, 0), key=lambda pair: pair[0])
-        return (source, shared) if shared >= entry.computed + LEAST_SHARED else (None, 0)
+        return (source, shared) if shared >= entry.computed + self.limits.least_shared else (None, 0)
 
     def _copy(self, source: int, entry: Entry, length: int) -> None:
         self._rows.copy(source, entry.id, length)
@@ -346,7 +348,8 @@ class Scheduler:
         work, left = [], self.limits.prefill_chunk - kept
         for entry in others:
             count = min(entry.remaining, left)
-            if count:
+            later = self.limits.whole_prompts and count < entry.remaining <= self.limits.prefill_chunk
+            if count and not later:
                 work.append((entry, count))
                 left -= count
         return [(first, min(first.remaining, kept + left)), *work]

@@ -68,6 +68,11 @@ class Sequence:
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(options.stop)
 
+    @property
+    def at_last(self) -> bool:
+        """Whether the next token is the last, whatever it is."""
+        return len(self.tokens) + 1 >= self.limit
+
     def push(self, choice: Choice, cached_tokens: int = 0) -> Step:
         """Take the next token."""
         token = choice.token

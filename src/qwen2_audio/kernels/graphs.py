@@ -1,263 +1,243 @@
-"""Decode steps on a GPU as captured graphs: one launch instead of many, attached to a language model that lies there.
+"""Decode steps and prompts on a GPU by kernels of our own, the smaller ones captured as graphs; attached to a language model.
 
-A graph is bound to addresses, so it is captured for certain rows of a certain cache, up to a bound of positions, and replayed
-while steps go on with those. Its first replays are on trial: the plain layers make the same step after it, and what they give
-and write is what counts. Where the two differ, or capturing fails, the plain layers go on alone. The plain version is
-`qwen2_audio.model.language_model.Decoder`.
+There is a graph for so many rows, or up to so many: where these lie and how much they hold it reads from the device. Each is on
+trial at first: the plain layers do the same after it, and what they give and write is what counts. Where the two differ, or
+something fails, the plain layers go on alone.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from qwen2_audio.kernels.capture import LOG, TRIALS, Capture, cuda_capture, difference, reason
+from qwen2_audio.model.attention import attends_packed
 from qwen2_audio.model.kv_cache import Cache
-from qwen2_audio.model.language_model import LanguageModel, rotary_angles
+from qwen2_audio.model.language_model import LanguageModel
 
-_LOG = logging.getLogger("qwen2_audio.kernels")
-_MOST_ROWS = 64
-_LEAST_POSITIONS = 256
-_KEPT = 128
-"""Graphs. For another, all make room: one that goes alone may take the workspace of cuBLAS along, which is its stream's and the
-others' too."""
-_PLAIN_STEPS = 4
-"""Of a kind, before it is captured: that costs as much as a few steps, which short answers do not bring in again."""
-_TRIALS = 2
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
-"""Between the logits of a graph and of the plain layers, whose attention adds up in another order: root mean square of the
-difference of a row, of that of its logits."""
+if TYPE_CHECKING:
+    from qwen2_audio.kernels.step_gpu import Step
 
-Key = tuple[int, ...]
+_ROWS = (1, 2, 4, 8, 16, 32, 48, 64)
+"""Sizes of the graphs of steps; the next larger one is taken."""
+_TOKENS = (*range(32, 256, 32), *range(256, 513, 64))
+"""Sizes of the graphs of prompts. Longer ones keep a GPU busy without."""
+_LEAST_USES = 2
+"""Of a size, before a prompt of it is captured: that costs as much as several prompts."""
+
+Kind = tuple[str, int]
+"""What is done, and its size: "step" and rows, "prompt" and tokens; "prompts", any, without a graph."""
 
 
-class Replay(Protocol):
-    """What was captured."""
+class _Way(Protocol):
+    """A quick way to do what `LanguageModel.forward` does."""
 
-    def replay(self) -> None: ...
-
-
-Capture = Callable[[Callable[[], object]], Replay]
-"""Runs a function so that all it does to the device can be repeated."""
-
-
-@dataclass(slots=True)
-class _Graph:
-    """What was captured, and the tensors that it reads and writes, which must live as long as it."""
-
-    captured: Replay
-    embeddings: Tensor
-    rows: _FixedRows
-    logits: Tensor
-    trials: int = 0
-
-    def replay(self, embeddings: Tensor, past: Sequence[int]) -> None:
-        """Make a step; its logits [rows, vocab_size] are in `logits` until the next."""
-        self.embeddings.copy_(embeddings)
-        self.rows.past.copy_(torch.tensor(past))
-        self.captured.replay()  # on the stream in use of the device that it was captured on
+    def __call__(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
+        """Logits, until the next call; the cache is not advanced."""
 
 
 class Graphs:
-    """Runs the layers and the head for one new token of each sequence; see `FastSteps`."""
+    """Runs the layers and the head; see `FastSteps`."""
 
-    def __init__(self, model: LanguageModel, capture: Capture, device: torch.device) -> None:
-        """Args: device: of the model and of the work that fits."""
+    def __init__(self, model: LanguageModel, step: Step, capture: Capture, device: torch.device) -> None:
+        """
+        Args:
+            step: of the same model.
+            device: of the model and of the work that fits.
+        """
         self._decoder, self._head = model.model, model.lm_head  # not the model itself: it holds this
-        self._capture, self._device = capture, device
+        self._step, self._capture, self._device = step, capture, device
         self._norm = model.model.norm.weight.detach()  # held, so that nothing else comes to lie at its address
-        self._graphs: dict[Key, _Graph] = {}
-        self._seen: OrderedDict[Key, int] = OrderedDict()
-        self._logits: dict[int, Tensor] = {}  # of so many rows; what a graph gives is copied before the next one runs
+        self._ways: dict[Kind, _Way] = {}
+        self._uses: Counter[Kind] = Counter()
+        self._trials: Counter[Kind] = Counter()
         self.works = True
         self.replayed = 0
 
     def __deepcopy__(self, _: object) -> None:
         """The copy of a model has none: its weights lie elsewhere."""
 
-    def fits(self, x: Tensor, lengths: Sequence[int]) -> bool:
-        """Whether this is a step of a few sequences on the device."""
+    def fits(self, x: Tensor, lengths: Sequence[int], cache: Cache) -> bool:
+        """Whether this is a step of a few sequences, or prompts from their start, on the device."""
         return (
             self.works
             and x.device.type == self._device.type
-            and len(lengths) <= _MOST_ROWS
-            and all(count == 1 for count in lengths)
+            and x.dtype == self._norm.dtype
             and not torch.is_grad_enabled()
             and self._decoder.norm.weight.data_ptr() == self._norm.data_ptr()  # not moved
+            and (_is_step(lengths) or (attends_packed(x) and not any(cache.lengths)))
         )
 
-    def __call__(self, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
-        """Logits [n or rows, vocab_size] of embeddings [rows, hidden_size]; see `LanguageModel.forward`."""
-        new = [1] * len(embeddings)
-        cache.reserve(new)
-        parts = [cache.rows_of_layer(layer) for layer in range(len(self._decoder.layers))]
-        if len(parts[0]) > 1:
-            return self._plain(embeddings, cache, logits_at)
-        graph = self._graph([part[0] for part in parts], embeddings, cache.lengths)
-        if graph is None:
-            return self._plain(embeddings, cache, logits_at)
-        graph.replay(embeddings, cache.lengths)
-        if graph.trials < _TRIALS:
-            return self._tried(graph, embeddings, cache, logits_at)
+    def __call__(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
+        """See `LanguageModel.forward`."""
+        cache.reserve(lengths)
+        kind = self._kind(lengths, logits_at)
+        way = self._ways.get(kind) or self._prepared(kind, embeddings)
+        try:
+            found = None if way is None else way(embeddings, lengths, cache, logits_at)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler complains about
+            self._give_up(reason(error))
+            found = None
+        if found is None:
+            return self._plain(embeddings, lengths, cache, logits_at)
+        if self._trials[kind] < TRIALS:
+            return self._tried(kind, found, embeddings, lengths, cache, logits_at)
         self.replayed += 1
-        cache.advance(new)
-        return graph.logits.clone() if logits_at is None else graph.logits[logits_at]  # the next step overwrites them
+        cache.advance(lengths)
+        return found.clone() if kind[0] != "prompts" else found  # the next call overwrites it
 
-    def _plain(self, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
-        hidden = self._decoder(embeddings, [1] * len(embeddings), cache)
+    def _kind(self, lengths: Sequence[int], logits_at: Tensor | None) -> Kind:
+        if _is_step(lengths):
+            return "step", next(size for size in _ROWS if size >= len(lengths))
+        if len(lengths) == 1 and lengths[0] <= _TOKENS[-1] and logits_at is not None and len(logits_at) == 1:
+            kind = "prompt", next(size for size in _TOKENS if size >= lengths[0])
+            self._uses[kind] += 1
+            if self._uses[kind] >= _LEAST_USES:
+                return kind
+        return "prompts", 0
+
+    def _plain(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
+        hidden = self._decoder(embeddings, lengths, cache)
         logits: Tensor = self._head(hidden if logits_at is None else hidden[logits_at])
         return logits
 
-    def _tried(self, graph: _Graph, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
-        """The plain step, which also writes over what the graph wrote."""
-        tried = graph.logits.clone()
-        graph.logits.fill_(torch.nan)  # so that a replay without effect is noticed
-        logits = self._plain(embeddings, cache, None)
-        difference = float(((tried - logits).float().norm(dim=-1) / logits.float().norm(dim=-1)).max())
-        if bool(logits.isfinite().all()):
-            graph.trials += 1
-            if not difference <= _TOLERANCE[logits.dtype]:
+    def _tried(
+        self,
+        kind: Kind,
+        found: Tensor,
+        embeddings: Tensor,
+        lengths: Sequence[int],
+        cache: Cache,
+        logits_at: Tensor | None,
+    ) -> Tensor:
+        """The plain way, which also writes over what was written."""
+        tried = found.clone()
+        found.fill_(torch.nan)  # so that a replay without effect is noticed
+        logits = self._plain(embeddings, lengths, cache, logits_at)
+        far = difference(tried, logits)
+        if far is not None:
+            self._trials[kind] += 1
+            if not far <= 1:
                 self._give_up(
-                    f"the logits of a captured step differ from those of the plain one by {difference:.2g} of them"
+                    f"the logits of a quick {kind[0]} are {far:.2g} times as far from the plain ones as they may"
                 )
-        return logits if logits_at is None else logits[logits_at]
-
-    def _graph(self, layers: list[tuple[Tensor, Tensor]], embeddings: Tensor, past: Sequence[int]) -> _Graph | None:
-        """The graph for such a step; None while there is none."""
-        positions = _bound(max(past) + 1, layers[0][0].shape[2])
-        key = (positions, *layers[0][0].shape, *(tensor.data_ptr() for layer in layers for tensor in layer))
-        if key in self._graphs:
-            return self._graphs[key]
-        seen = self._seen.pop(key, 0) + 1
-        if seen <= _PLAIN_STEPS:
-            self._seen[key] = seen
-            if len(self._seen) > _KEPT:
-                self._seen.popitem(last=False)
-            return None
-        return self._captured(
-            key, _FixedRows(torch.tensor(past, device=embeddings.device), positions), layers, embeddings
-        )
-
-    def _captured(
-        self, key: Key, rows: _FixedRows, layers: list[tuple[Tensor, Tensor]], embeddings: Tensor
-    ) -> _Graph | None:
-        whole = _FixedCache(rows, layers)
-        if len(self._graphs) >= _KEPT:
-            self._graphs.clear()
-        try:
-            x = embeddings.clone()
-            if len(x) not in self._logits:
-                self._logits[len(x)] = x.new_empty(len(x), self._head.out_features)
-            logits = self._logits[len(x)]
-            captured = self._capture(lambda: logits.copy_(self._step(x, whole)))
-        except torch.OutOfMemoryError:  # perhaps there is more another time
-            self._graphs.clear()
-            return None
-        except RuntimeError as error:
-            self._give_up(str(error))
-            return None
-        logits.fill_(torch.nan)
-        graph = self._graphs[key] = _Graph(captured, x, rows, logits)
-        return graph
-
-    def _give_up(self, reason: str) -> None:
-        self.works = False
-        self._graphs.clear()
-        _LOG.warning("steps are not captured as graphs, and slower for it: %s", reason)
-
-    def _step(self, x: Tensor, cache: _FixedCache) -> Tensor:
-        angles = rotary_angles(self._decoder.config, cache.rows.past, x.dtype)
-        cache.mask = cache.rows.mask()
-        for layer in self._decoder.layers:
-            x = layer(x, angles, [1] * len(x), cache)
-        logits: Tensor = self._head(self._decoder.norm(x))
         return logits
 
+    def _prepared(self, kind: Kind, embeddings: Tensor) -> _Way | None:
+        """A new way to do such work; None where there is none."""
+        what, size = kind
+        if what == "prompts":
+            way: _Way = Prompted(self._step)
+        else:
+            x = embeddings.new_zeros(size, embeddings.shape[1])
+            try:
+                with torch.inference_mode():
+                    captured = CapturedStep if what == "step" else CapturedPrompt
+                    way = captured(self._step, self._capture, x, self._decoder.config.vocab_size)
+            except torch.OutOfMemoryError:  # perhaps there is more another time
+                self._ways.clear()
+                return None
+            except Exception as error:  # whatever a compiler or a library complains about
+                self._give_up(reason(error))
+                return None
+        self._ways[kind] = way
+        return way
 
-class _FixedRows:
-    """How much rows of a cache hold, on the device, where nothing may depend on the host.
-
-    Attributes:
-        past: int64 [rows], positions that each row holds; changed from step to step.
-    """
-
-    def __init__(self, past: Tensor, positions: int) -> None:
-        """Args: positions: no row will hold more with its new one."""
-        self.past = past
-        self.every = torch.arange(len(past), device=past.device)
-        self.all = torch.arange(positions, device=past.device)
-
-    def mask(self) -> Tensor:
-        """Which positions a row's new token sees, bool [rows, 1, 1, positions]."""
-        return (self.all <= self.past[:, None])[:, None, None]
-
-
-class _FixedCache:
-    """The cache for such a step; nobody holds it, and what it is of, longer than capturing takes."""
-
-    mask: Tensor
-
-    def __init__(self, rows: _FixedRows, layers: list[tuple[Tensor, Tensor]]) -> None:
-        """Args: layers: keys and values [rows, kv_heads, capacity, head_dim]."""
-        positions = len(rows.all)
-        self.rows = rows
-        self._layers = [(keys[:, :, :positions], values[:, :, :positions]) for keys, values in layers]
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        raise NotImplementedError  # they are on the device
-
-    def reserve(self, new: Sequence[int]) -> None:
-        """There is room already."""
-
-    def rows_of_layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
-        return [self._layers[layer]]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, new: Sequence[int]) -> Tensor:
-        """See `KVCache.attend`; `new` is one for each row."""
-        keys, values = self._layers[layer]
-        every, past = self.rows.every, self.rows.past
-        keys[every, :, past], values[every, :, past] = key, value
-        grouped = query.shape[1] != keys.shape[1]
-        return scaled_dot_product_attention(query[:, :, None], keys, values, self.mask, enable_gqa=grouped)[:, :, 0]
-
-    def advance(self, new: Sequence[int]) -> None:
-        """The caller's cache keeps count."""
+    def _give_up(self, why: str) -> None:
+        self.works = False
+        self._ways.clear()
+        LOG.warning("the plain layers go on alone, more slowly: %s", why)
 
 
-def _bound(length: int, capacity: int) -> int:
-    bound = _LEAST_POSITIONS
-    while bound < length:
-        bound *= 2
-    return min(bound, capacity)
+class CapturedStep:
+    """One new token of each of up to so many rows."""
+
+    def __init__(self, step: Step, capture: Capture, x: Tensor, vocabulary: int) -> None:
+        """Args: x: [rows, hidden_size], zeros."""
+        from qwen2_audio.kernels.step_gpu import Rows
+
+        self._x, self._rows = x, Rows(step.layers, len(x), x.device)
+        self._logits = x.new_zeros(len(x), vocabulary)
+        # nothing that holds this: what the graph reads must live as long as it, and no longer
+        x, rows, logits = self._x, self._rows, self._logits
+
+        def run() -> None:
+            logits.copy_(step.decode(x, rows))
+            rows.advance()
+
+        self._captured = capture(run)  # with no row in it
+        logits.fill_(torch.nan)
+
+    def __call__(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
+        """See `_Way`."""
+        self._x[: len(embeddings)].copy_(embeddings)
+        self._rows.set(cache.parts)
+        self._captured.replay()  # on the stream in use of the device that it was captured on
+        logits = self._logits[: len(embeddings)]
+        return logits if logits_at is None else logits[logits_at]
+
+
+class CapturedPrompt:
+    """A prompt of up to so many tokens, the logits of one of them."""
+
+    def __init__(self, step: Step, capture: Capture, x: Tensor, vocabulary: int) -> None:
+        """Args: x: [tokens, hidden_size], zeros."""
+        from qwen2_audio.kernels.step_gpu import Prompts, Rows
+
+        self._x, self._rows = x, Rows(step.layers, 1, x.device)
+        self._prompts, self._logits = Prompts(len(x), 1, 1, x.device), x.new_zeros(1, vocabulary)
+        self._prompts.set([0], torch.zeros(1, dtype=torch.long))
+        x, rows, prompts, logits = self._x, self._rows, self._prompts, self._logits
+        self._captured = capture(lambda: logits.copy_(step.prefill(x, rows, prompts)))
+        logits.fill_(torch.nan)
+
+    def __call__(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
+        """See `_Way`."""
+        self._x[: len(embeddings)].copy_(embeddings)
+        self._rows.set(cache.parts)
+        if logits_at is not None:
+            self._prompts.set(lengths, logits_at)
+        self._captured.replay()
+        return self._logits
+
+
+class Prompted:
+    """Prompts of any number and length, without a graph."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def __call__(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
+        """See `_Way`."""
+        from qwen2_audio.kernels.step_gpu import Prompts, Rows
+
+        device = embeddings.device
+        wanted = torch.arange(len(embeddings), device=device) if logits_at is None else logits_at
+        rows, prompts = (
+            Rows(self._step.layers, len(lengths), device),
+            Prompts(len(embeddings), len(lengths), len(wanted), device),
+        )
+        rows.set(cache.parts)
+        prompts.set(lengths, wanted)
+        return self._step.prefill(embeddings, rows, prompts)
+
+
+def _is_step(lengths: Sequence[int]) -> bool:
+    return len(lengths) <= _ROWS[-1] and all(count == 1 for count in lengths)
 
 
 def attach_graphs(model: LanguageModel) -> None:
-    """Let decode steps on a GPU be captured; elsewhere this does nothing."""
-    device = model.model.norm.weight.device
-    if device.type != "cuda":
+    """Let steps and prompts on a GPU run by our kernels; elsewhere, and where Triton is not installed, this does nothing."""
+    device, size = model.model.norm.weight.device, model.model.config.head_dim
+    if device.type != "cuda" or find_spec("triton") is None or size & (size - 1) or size < 16:
         return
-    pool = torch.cuda.graph_pool_handle()  # one for all: what a graph gives is copied before the next one runs
-    side = torch.cuda.Stream(device)
+    from qwen2_audio.kernels.step_gpu import Step
 
-    def capture(run: Callable[[], object]) -> Replay:
-        current = torch.cuda.current_stream(device)
-        with torch.cuda.device(device), torch.cuda.stream(current):  # which is in use again whatever fails
-            side.wait_stream(current)
-            try:
-                with torch.cuda.stream(side):
-                    run()  # what libraries set up at their first call must not be captured
-            finally:
-                current.wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-                run()
-        return graph
-
-    model.steps = Graphs(model, capture, device)
+    model.steps = Graphs(model, Step(model), cuda_capture(device), device)

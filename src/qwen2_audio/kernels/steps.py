@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qwen2_audio.checkpoints.quantize import Int8Linear
+from qwen2_audio.kernels.encoder_graphs import attach_encoder_graphs
 from qwen2_audio.kernels.graphs import attach_graphs
 from qwen2_audio.model.kv_cache import Cache, KVCache
 from qwen2_audio.model.language_model import DecoderLayer, LanguageModel, rotary_angles
-from qwen2_audio.model.linear import Linear, align_linears, pack_linears, project
+from qwen2_audio.model.linear import Linear, align_linears, join_linears, pack_linears, project
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Steps:
     def __deepcopy__(self, _: object) -> None:
         """The copy of a model has none: its weights lie elsewhere."""
 
-    def fits(self, x: Tensor, lengths: Sequence[int]) -> bool:
+    def fits(self, x: Tensor, lengths: Sequence[int], cache: Cache) -> bool:
         """Whether this is work for these kernels; waits until they are compiled."""
         self._ready.join()
         return (
@@ -68,7 +69,7 @@ class Steps:
             and self._norm.data_ptr() == self._address  # not moved
         )
 
-    def __call__(self, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
+    def __call__(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
         """Logits [n or rows, vocab_size] of embeddings [rows, hidden_size]; see `LanguageModel.forward`."""
         return self._run(embeddings, cache, logits_at, alone=sum(cache.lengths) < _LEAST_SHARED)
 
@@ -165,15 +166,18 @@ def lay_out(model: Qwen2Audio) -> None:
     if find_spec("numba") is not None:
         align_linears(model.language_model)
     pack_linears(model)
+    join_linears(model)
     attach_steps(model.language_model)
     attach_graphs(model.language_model)
+    attach_encoder_graphs(model.audio_tower)
 
 
 def attach_steps(model: LanguageModel) -> None:
     """Let decode steps run by compiled code where that can be: on a CPU, in float32 or int8, with the package numba."""
     model.steps = None
     linears = [module for module in model.modules() if isinstance(module, Linear | Int8Linear)]
-    if find_spec("numba") is None or not all(map(_readable, linears)):
+    on_cpu = model.model.norm.weight.device.type == "cpu"
+    if not on_cpu or find_spec("numba") is None or not all(map(_readable, linears)):
         return
     try:
         from qwen2_audio.kernels import decode_cpu

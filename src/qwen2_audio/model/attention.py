@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+_HALF = (torch.bfloat16, torch.float16)
 
-def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], *, causal: bool) -> Tensor:
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Where packed sequences begin and end, on their device: what is captured with it works for any.
+
+    Attributes:
+        bounds: int32 [sequences + 1], the first token of each, and the end.
+        longest: no sequence is longer.
+    """
+
+    bounds: Tensor
+    longest: int
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int] | Packing, *, causal: bool) -> Tensor:
     """Attention inside each of several packed sequences (a block-diagonal mask that is never materialised).
 
     Args:
         query: [tokens, heads, head_dim], the sequences laid end to end.
         key, value: [tokens, kv_heads, head_dim]; `heads` is a multiple of `kv_heads` (grouped-query attention).
-        lengths: number of tokens of each sequence; they add up to `tokens`.
+        lengths: number of tokens of each sequence; they add up to `tokens`. Or where they are.
         causal: whether a token sees only itself and those before it.
 
     Returns:
         [tokens, heads, head_dim]
     """
+    if value.is_cuda and attends_packed(value):
+        packing = lengths if isinstance(lengths, Packing) else _packing(tuple(lengths), value.device)
+        return _packed(query.to(value.dtype), key.to(value.dtype), value, packing, causal)
+    if isinstance(lengths, Packing):
+        lengths = lengths.bounds.diff().tolist()
     if len(lengths) == 1:
         return _one(query, key, value, causal)
     parts = zip(query.split(list(lengths)), key.split(list(lengths)), value.split(list(lengths)), strict=True)
@@ -63,6 +85,31 @@ def attend_step(query: Tensor, keys: Tensor, values: Tensor, longest: int, seen:
         [rows, heads, head_dim]
     """
     return _sdpa(query[:, :, None], keys[:, :, :longest], values[:, :, :longest], seen, causal=False)[:, :, 0]
+
+
+def attends_packed(x: Tensor) -> bool:
+    """Whether `attend` never asks the host about a `Packing` where x lies, in its dtype; on a CPU there is nothing to ask."""
+    return x.device.type == "cpu" or (x.is_cuda and x.dtype in _HALF)
+
+
+@lru_cache(maxsize=16)
+def _packing(lengths: tuple[int, ...], device: torch.device) -> Packing:
+    """Layer after layer asks for the same."""
+    with torch.inference_mode(False):  # it may be needed for gradients later
+        bounds = torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
+    return Packing(bounds, max(lengths))
+
+
+def _packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, causal: bool) -> Tensor:
+    """All sequences in one call (FlashAttention; Dao 2023)."""
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1 and torch.is_grad_enabled():
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    bounds, longest = packing.bounds, packing.longest
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        query, key, value, bounds, bounds, longest, longest, 0.0, causal, False
+    )[0]
+    return out
 
 
 def _one(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:

@@ -7,13 +7,14 @@ change nothing, so only the two mel frames that the convolutions reach beyond th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from qwen2_audio.config import AudioConfig, audio_tokens, encoder_frames
-from qwen2_audio.model.attention import attend
+from qwen2_audio.model.attention import Packing, attend
 from qwen2_audio.model.linear import Linear, project
 
 
@@ -26,7 +27,7 @@ class EncoderAttention(nn.Module):
         self.v_proj = Linear(config.d_model, config.d_model)
         self.out_proj = Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | Packing) -> Tensor:
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in project([self.q_proj, self.k_proj, self.v_proj], x))
         return self.out_proj(attend(q, k, v, lengths, causal=False).flatten(-2))
 
@@ -42,7 +43,7 @@ class EncoderLayer(nn.Module):
         self.fc2 = Linear(config.encoder_ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | Packing) -> Tensor:
         x = x + self.self_attn(self.self_attn_layer_norm(x), lengths)
         x = x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
         if x.dtype == torch.float16:  # large activations would overflow to inf
@@ -51,8 +52,18 @@ class EncoderLayer(nn.Module):
         return x
 
 
+class FastLayers(Protocol):
+    """Another way to run the layers, for certain work."""
+
+    def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor | None:
+        """Audio states [audio_tokens, d_model] of x [positions, d_model]; None: this is not such work."""
+
+
 class AudioEncoder(nn.Module):
     """Log-mel features to audio states, 25 a second."""
+
+    quick: FastLayers | None = None
+    """Set by `qwen2_audio.kernels.steps`."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -75,12 +86,14 @@ class AudioEncoder(nn.Module):
         """
         lengths = [encoder_frames(count) for count in frames]
         x = torch.cat([self._embed(mel, length) for mel, length in zip(mels, lengths, strict=True)])
+        found = None if self.quick is None else self.quick(x, lengths)
+        if found is not None:
+            return found
         for layer in self.layers:
             x = layer(x, lengths)
         tokens = [audio_tokens(count) for count in frames]
         pairs = [part[: 2 * count] for part, count in zip(x.split(lengths), tokens, strict=True)]
-        pooled = torch.cat(pairs).unflatten(0, (-1, 2)).mean(1)
-        return self.layer_norm(pooled)
+        return self.layer_norm(torch.cat(pairs).unflatten(0, (-1, 2)).mean(1))
 
     def _embed(self, mel: Tensor, length: int) -> Tensor:
         x = gelu(self.conv1(mel.to(self.conv1.weight.dtype)))

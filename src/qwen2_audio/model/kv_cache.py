@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,9 +11,10 @@ import torch
 from torch import Tensor
 
 from qwen2_audio.config import TextConfig
-from qwen2_audio.model.attention import attend_cached, attend_step
+from qwen2_audio.model.attention import attend, attend_cached, attend_step
 
 _GROWTH = 256
+_places = itertools.count(1)
 
 
 class Cache(Protocol):
@@ -21,6 +24,8 @@ class Cache(Protocol):
     def lengths(self) -> Sequence[int]: ...
     def reserve(self, new: Sequence[int]) -> None: ...
     def rows_of_layer(self, layer: int) -> list[tuple[Tensor, Tensor]]: ...
+    @property
+    def parts(self) -> Sequence[tuple[KVCache, int, int]]: ...
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, new: Sequence[int]) -> Tensor: ...
     def advance(self, new: Sequence[int]) -> None: ...
 
@@ -30,14 +35,14 @@ class KVCache:
 
     Attributes:
         lengths: number of cached positions of each row.
+        place: a number that is another one once the tensors lie elsewhere, and no other cache's.
     """
 
     def __init__(self, config: TextConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
-        layers = range(config.num_hidden_layers)  # a tensor each: one that grows holds no more than itself twice
-        self._keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
-        self._values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self._keys, self._values = _zeros(config.num_hidden_layers, shape, device, dtype)
         self.lengths = [0] * rows
+        self.place = next(_places)
         self._steps: dict[int, _Step] = {}  # by the first of its rows
 
     @property
@@ -58,6 +63,11 @@ class KVCache:
         """Keys and values [rows, kv_heads, capacity, head_dim] of all rows, in order, in as many parts as they lie in."""
         return [(self._keys[layer], self._values[layer])]
 
+    @property
+    def parts(self) -> list[tuple[KVCache, int, int]]:
+        """See `PackedRows`."""
+        return [(self, 0, self.rows)]
+
     def resize(self, rows: int) -> None:
         """Add empty rows, or drop the last ones."""
         self._resize(rows, self.capacity)
@@ -65,6 +75,7 @@ class KVCache:
 
     def _resize(self, rows: int, capacity: int) -> None:
         used = max(self.lengths[:rows], default=0)
+        self.place = next(_places)
         for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
             self._keys[layer] = _resized(keys, rows, capacity, used)
             self._values[layer] = _resized(values, rows, capacity, used)
@@ -84,21 +95,27 @@ class KVCache:
         Returns:
             [tokens, heads, head_dim]
         """
-        key, value = key.to(self._keys[layer].dtype), value.to(self._values[layer].dtype)  # unlike under autocast
         rows = slice(first, first + len(new))
         keys, values, past = self._keys[layer][rows], self._values[layer][rows], self.lengths[rows]
+        key, value = key.to(keys.dtype), value.to(values.dtype)  # unlike under autocast
         if len(new) > 1 and all(count == 1 for count in new):
             step = self._steps.get(first)
             if step is None or step.past != past:  # in the first layer only: each copy to a GPU waits for it
                 step = self._steps[first] = _Step(past, key.device)
             keys[step.rows, :, step.at], values[step.rows, :, step.at] = key, value
             return attend_step(query, keys, values, step.longest, step.seen)
-        start = 0
-        for row, (begin, count) in enumerate(zip(past, new, strict=True)):
-            keys[row, :, begin : begin + count] = key[start : start + count].transpose(0, 1)
-            values[row, :, begin : begin + count] = value[start : start + count].transpose(0, 1)
-            start += count
+        self._write(layer, key, value, new, first)
+        if query.is_cuda and not any(past):
+            return attend(query, key, value, new, causal=True)
         return attend_cached(query, keys, values, new, past)
+
+    def _write(self, layer: int, key: Tensor, value: Tensor, new: Sequence[int], first: int) -> None:
+        start = 0
+        for row, many in enumerate(new, first):
+            at, part = slice(self.lengths[row], self.lengths[row] + many), slice(start, start + many)
+            self._keys[layer][row, :, at] = key[part].transpose(0, 1)
+            self._values[layer][row, :, at] = value[part].transpose(0, 1)
+            start += many
 
     def advance(self, new: Sequence[int], first: int = 0) -> None:
         """Declare the tokens written to these rows cached."""
@@ -116,6 +133,22 @@ class KVCache:
     def truncate(self, row: int, length: int) -> None:
         """Forget everything in `row` behind its first `length` positions."""
         self.lengths[row] = min(self.lengths[row], length)
+
+
+_MOST_TOGETHER = 4 << 30
+
+
+def _zeros(
+    layers: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of so many layers. A tensor each: one that grows holds no more than itself twice. Small ones on a GPU are
+    parts of one, because each takes the driver a millisecond."""
+    size = 2 * layers * math.prod(shape) * dtype.itemsize
+    if device.type == "cuda" and size <= _MOST_TOGETHER:
+        keys, values = torch.zeros(2, layers, *shape, device=device, dtype=dtype)
+        return list(keys), list(values)
+    keys, values = ([torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)] for _ in range(2))
+    return keys, values
 
 
 class _Step:
@@ -151,16 +184,16 @@ class PackedRows:
 
     def __init__(self, parts: Sequence[tuple[KVCache, int, int]]) -> None:
         """Args: parts: a cache, the first of its rows meant, and how many."""
-        self._parts = parts
+        self.parts = parts
 
     @property
     def lengths(self) -> list[int]:
-        return [length for cache, first, count in self._parts for length in cache.lengths[first : first + count]]
+        return [length for cache, first, count in self.parts for length in cache.lengths[first : first + count]]
 
     def reserve(self, new: Sequence[int]) -> None:
         """Check that there is room: rows of a pool do not grow by themselves."""
         start = 0
-        for cache, first, count in self._parts:
+        for cache, first, count in self.parts:
             past = cache.lengths[first : first + count]
             if max(a + b for a, b in zip(past, new[start : start + count], strict=True)) > cache.capacity:
                 raise RuntimeError(
@@ -170,25 +203,25 @@ class PackedRows:
 
     def rows_of_layer(self, layer: int) -> list[tuple[Tensor, Tensor]]:
         """See `KVCache.rows_of_layer`."""
-        whole = ((*cache.rows_of_layer(layer)[0], first, count) for cache, first, count in self._parts)
+        whole = ((*cache.rows_of_layer(layer)[0], first, count) for cache, first, count in self.parts)
         return [(keys[first : first + count], values[first : first + count]) for keys, values, first, count in whole]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, new: Sequence[int]) -> Tensor:
         """See `KVCache.attend`."""
-        if len(self._parts) == 1:
-            cache, first, _ = self._parts[0]
+        if len(self.parts) == 1:
+            cache, first, _ = self.parts[0]
             return cache.attend(layer, query, key, value, new, first)
         sizes, counts, start = [], [], 0
-        for _, _, count in self._parts:
+        for _, _, count in self.parts:
             counts.append(new[start : start + count])
             sizes.append(sum(counts[-1]))
             start += count
-        packed = zip(self._parts, counts, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+        packed = zip(self.parts, counts, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
         return torch.cat([cache.attend(layer, q, k, v, of, first) for (cache, first, _), of, q, k, v in packed])
 
     def advance(self, new: Sequence[int]) -> None:
         """Declare the tokens written cached."""
         start = 0
-        for cache, first, count in self._parts:
+        for cache, first, count in self.parts:
             cache.advance(new[start : start + count], first)
             start += count

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import rms_norm, silu
 
 from qwen2_audio.config import TextConfig
 from qwen2_audio.model.attention import attend
@@ -26,9 +28,13 @@ class RMSNorm(nn.Module):
         self._least = torch.tensor(math.sqrt(size * eps), device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:  # on CPUs a norm and a hypotenuse are quicker than torch's rms_norm
+        if (
+            x.dtype == torch.float32 and not x.is_cuda
+        ):  # on CPUs a norm and a hypotenuse are quicker than torch's rms_norm
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             return x * self.weight / (torch.hypot(norm, self._least) * self.size**-0.5)
+        if x.is_cuda:
+            return rms_norm(x, (self.size,), self.weight.to(x.dtype), self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -46,7 +52,31 @@ def rotary_angles(config: TextConfig, positions: Tensor, dtype: torch.dtype) -> 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding, "rotate half" convention, of x [tokens, heads, head_dim]."""
+    if _in_one_pass(x):
+        from qwen2_audio.gpu.elementwise import rotate as in_one_pass
+
+        return in_one_pass(x, cos, sin)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    if _in_one_pass(gate):
+        from qwen2_audio.gpu.elementwise import gated as in_one_pass
+
+        return in_one_pass(gate, up)
+    return silu(gate) * up
+
+
+def _in_one_pass(x: Tensor) -> bool:
+    """Whether there are kernels for that: on a GPU, in half precision, with Triton."""
+    size = x.shape[-1] if x.dim() == 3 else 2  # of a head
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and size & (size - 1) == 0 and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 class Attention(nn.Module):
@@ -77,7 +107,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = project([self.gate_proj, self.up_proj], x)
-        return self.down_proj(silu(gate) * up)
+        return self.down_proj(gated(gate, up))
 
 
 class DecoderLayer(nn.Module):
@@ -105,6 +135,10 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, lengths: Sequence[int], cache: Cache | None = None) -> Tensor:
         """Hidden states of packed sequences; see `LanguageModel.forward`."""
+        if (
+            torch.is_autocast_enabled(x.device.type) and x.is_cuda
+        ):  # what layers add up, too: no cast before each product
+            x = x.to(torch.get_autocast_dtype("cuda"))
         past = cache.lengths if cache is not None else [0] * len(lengths)
         ranges = [torch.arange(start, start + count) for start, count in zip(past, lengths, strict=True)]
         positions = torch.cat(ranges).to(x.device)
@@ -121,10 +155,10 @@ class Decoder(nn.Module):
 class FastSteps(Protocol):
     """Another way to run layers and head, for certain work."""
 
-    def fits(self, x: Tensor, lengths: Sequence[int]) -> bool:
+    def fits(self, x: Tensor, lengths: Sequence[int], cache: Cache) -> bool:
         """Whether this is such work."""
 
-    def __call__(self, embeddings: Tensor, cache: Cache, logits_at: Tensor | None) -> Tensor:
+    def __call__(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
         """What `LanguageModel.forward` gives."""
 
 
@@ -163,9 +197,9 @@ class LanguageModel(nn.Module):
         Returns:
             [n or tokens, vocab_size]
         """
-        if cache is not None and self.steps is not None and self.steps.fits(embeddings, lengths):
-            return self.steps(embeddings, cache, logits_at)
+        if cache is not None and self.steps is not None and self.steps.fits(embeddings, lengths, cache):
+            return self.steps(embeddings, lengths, cache, logits_at)
         hidden = self.model(embeddings, lengths, cache)
         if logits_at is not None and len(logits_at) == 0:  # a part of a prompt: the largest product is for nothing
-            return hidden.new_empty(0, self.lm_head.out_features)
+            return hidden.new_empty(0, self.model.config.vocab_size)
         return self.lm_head(hidden if logits_at is None else hidden[logits_at])

@@ -1,8 +1,8 @@
-"""Linear layers that can keep a second copy of their weights in the layout that oneDNN multiplies fastest.
+"""Linear layers that are multiplied as one where they have the same input (q, k and v; gate and up), and that can keep a second
+copy of their weights in the layout that oneDNN multiplies fastest.
 
 On x86 CPUs in float32 this nearly halves the time of a decode step: the stock product of a single row reads the weights at
-a fraction of the memory's speed. Layers with the same input (q, k and v; gate and up) are multiplied as one. Where the
-weights are memory-mapped, and lie well, the first copy need not stay in memory.
+a fraction of the memory's speed. Where the weights are memory-mapped, and lie well, the first copy need not stay in memory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class Linear(nn.Linear):
     """`nn.Linear`, until `pack_linears` has been called and while gradients are off."""
 
-    packed: Packed | None = None
-    """Set on the first layer of a group that was packed together."""
+    packed: Stacked | None = None
+    """Set on the first layer of a group that was packed or joined together."""
 
     def forward(self, x: Tensor) -> Tensor:
         return project([self], x)[0]
@@ -33,20 +33,17 @@ class Together(nn.Module):
         raise NotImplementedError
 
 
-class Packed:
-    """The weights of layers with a common input, stacked and reordered; a snapshot."""
+class Stacked:
+    """Layers with a common input as one; a snapshot."""
 
     def __init__(self, layers: Sequence[Linear]) -> None:
         self.sizes = [layer.out_features for layer in layers]
         self._sources = [(layer.weight, _state(layer.weight)) for layer in layers]
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(
-            torch.cat([layer.weight.detach() for layer in layers]), 1
-        )
         biases: list[Tensor] = [
             layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
             for layer in layers
         ]
-        self._bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
+        self.bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
 
     def fits(self, layers: Sequence[nn.Module]) -> bool:
         """Whether this is what `layers` would compute: the same weights, not changed since."""
@@ -58,7 +55,34 @@ class Packed:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        """All outputs, side by side."""
+        raise NotImplementedError
+
+
+class Packed(Stacked):
+    """On a CPU: the weights stacked and reordered, a second copy."""
+
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        super().__init__(layers)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(
+            torch.cat([layer.weight.detach() for layer in layers]), 1
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
+
+
+class Joined(Stacked):
+    """On a GPU: the weights one behind the other in memory, [all outputs, in]; those of the layers are parts of it."""
+
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        self.weight = torch.cat([layer.weight.detach() for layer in layers])
+        for layer, part in zip(layers, self.weight.split([layer.out_features for layer in layers]), strict=True):
+            layer.weight.data = part
+        super().__init__(layers)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 def _state(weight: Tensor) -> tuple[int, int]:
@@ -113,6 +137,20 @@ def pack_linears(model: nn.Module) -> None:
                 continue  # shared with another model
             if all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in layers):
                 layers[0].packed = Packed(layers)
+
+
+def join_linears(model: nn.Module) -> None:
+    """Lay the weights of layers with a common input together, on a GPU; anywhere else this does nothing. Layers that another
+    model has in common with this one stay as they are."""
+    for parent in model.modules():
+        for group in groups(parent):
+            layers = list(group.values())
+            alone = all(
+                type(layer.weight) is nn.Parameter and layer.weight.untyped_storage().nbytes() == layer.weight.nbytes
+                for layer in layers
+            )
+            if len(layers) > 1 and alone and layers[0].weight.device.type == "cuda":
+                layers[0].packed = Joined(layers)
 
 
 def groups(parent: nn.Module) -> list[dict[str, Linear]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.training.lora import lora_layers
 
 
 def recompute_layers(model: Qwen2Audio) -> None:
@@ -17,3 +19,18 @@ def recompute_layers(model: Qwen2Audio) -> None:
         layers += list(model.audio_tower.layers)
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def multiply_in_bfloat16(model: Qwen2Audio) -> None:
+    """Round once what autocast would round at every product: weights of linear layers that do not learn. Not those of DoRA, of
+    which it takes the lengths, nor a head that is the embeddings; on a CPU only those that have a correction."""
+    corrected = {layer.base: layer for layer in lora_layers(model).values()}
+    embeddings = model.language_model.model.embed_tokens.weight
+    for layer in [module for module in model.modules() if isinstance(module, nn.Linear)]:
+        correction = corrected.get(layer)
+        if correction is None and (
+            model.device.type == "cpu" or layer.weight.requires_grad or layer.weight is embeddings
+        ):
+            continue
+        if correction is None or correction.lora_magnitude is None:
+            layer.bfloat16()

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from qwen2_audio.checkpoints.merge import read_trained
 from qwen2_audio.checkpoints.sample import sample_of
 from qwen2_audio.config import HOP_LENGTH, SAMPLE_RATE
 from qwen2_audio.errors import CheckpointError, UsageError
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import load_processor
 from qwen2_audio.runtime import choose_runtime, has_native_bfloat16
 from qwen2_audio.training.checkpointing import (
@@ -49,9 +51,8 @@ from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.engines import choose_engine
 from qwen2_audio.training.groups import choose_what_learns, exported, names_of_trained, optimizer_groups, start_from
 from qwen2_audio.training.learner import Learner
-from qwen2_audio.training.lora import lora_layers
 from qwen2_audio.training.losses import head_pieces
-from qwen2_audio.training.memory import recompute_layers
+from qwen2_audio.training.memory import multiply_in_bfloat16, recompute_layers
 from qwen2_audio.training.plot import CURVES
 from qwen2_audio.training.quantize import quantize_frozen
 from qwen2_audio.training.schedule import rate_factor
@@ -76,7 +77,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
 class Trainer:
     """One run. `step` is the number of finished optimizer steps, `seconds` the training time spent."""
 
-    def __init__(self, config: TrainConfig, say: Callable[[str], None]) -> None:
+    def __init__(self, config: TrainConfig, say: Callable[[str], None], model: Qwen2Audio | None = None) -> None:
+        """Args: model: in place of what is in the folder `config.model`, in float32 on the device."""
         self.config = config
         self.rank, self.world = _join_world(config.device)
         self.say = say if self.rank == 0 else lambda _: None
@@ -99,7 +101,7 @@ class Trainer:
             raise UsageError(
                 "quantize keeps weights in a form that processes cannot share; launch with ddp, or leave it out"
             )
-        self.model = load_model(folder, device=self.device)
+        self.model = model or load_model(folder, device=self.device)
         self.sample = sample_of(self.model.state_dict())
         choose_what_learns(self.model, config)
         started = start_from(self.model, Path(config.start)) if config.start else []
@@ -109,10 +111,8 @@ class Trainer:
         self.bfloat16 = config.precision == "bfloat16" or native
         if config.quantize:
             quantize_frozen(self.model, self.device)
-        elif self.bfloat16 and not self.engine.in_step:  # once, not at every product
-            for layer in lora_layers(self.model).values():
-                if layer.lora_magnitude is None:
-                    layer.base.bfloat16()
+        elif self.bfloat16 and not self.engine.in_step:
+            multiply_in_bfloat16(self.model)
         self.learns = list(dict.fromkeys([*names_of_trained(self.model), *started]))
         processor = load_processor(folder, load_config(folder))
         with self._autocast():
@@ -224,7 +224,9 @@ class Trainer:
 
     def _items(self) -> Iterator[Any]:
         """The items of this process from `cursor` on, which always points at the next one to be used."""
-        with ThreadPoolExecutor(max(self.config.workers, 1)) as pool:
+        # beside a GPU, threads of their own for each of these threads would only keep the launching of kernels waiting
+        alone = partial(torch.set_num_threads, 1) if self.device.type == "cuda" else None
+        with ThreadPoolExecutor(max(self.config.workers, 1), initializer=alone) as pool:
             ahead: deque[Future[Any]] = deque()
             nearest = self.cursor
             while True:
