@@ -66,9 +66,7 @@ def main() -> None:
             batch_tokens=args.tokens, steps=args.steps + 2, save_every=10**6, workers=args.workers, device=args.device,
             trackers=(),
         )  # fmt: skip
-        trainer = Trainer(settings, lambda _: None, random_model(config, runtime.device, torch.float32))
-        trainer._save = lambda: None  # type: ignore[method-assign]  # a checkpoint's time is not a step's
-        trainer._train()
+        Trainer(settings, lambda _: None, random_model(config, runtime.device, torch.float32)).run()
         log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()][2:]
     rates = [needed(config, row) / row["took"] for row in log]
     result = {
@@ -88,7 +86,7 @@ def main() -> None:
         "{peak_gb:.1f} GB at most".format(**result)
     )
     print(
-        "{tflops:.0f} TFLOP/s: {of_measured:.0%} of what it multiplies at best, {of_sold:.0%} of 989".format(**result)
+        "{tflops:.3g} TFLOP/s: {of_measured:.0%} of what it multiplies at best, {of_sold:.0%} of 989".format(**result)
     )
 
 

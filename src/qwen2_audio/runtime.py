@@ -89,8 +89,10 @@ def _rounded_on_cuda(device: torch.device, dtype: str, quantize: str) -> Runtime
     capability = torch.cuda.get_device_capability(device)
     if capability < (_LEAST_FP8 if quantize == "fp8" else _LEAST_BFLOAT16):
         raise UsageError(f"quantize {quantize} needs a newer GPU than {str(device)!r}; use quantize none")
-    if quantize != "int4" and find_spec("torchao") is None:
-        raise UsageError(f"quantize {quantize} on a GPU needs the package torchao: pip install 'torchao>=0.18'")
+    package = "triton>=3.6" if quantize == "int4" else "torchao>=0.18"
+    name = package.partition(">")[0]
+    if find_spec(name) is None:
+        raise UsageError(f"quantize {quantize} on a GPU needs the package {name}: pip install '{package}'")
     return Runtime(device, torch.bfloat16, quantize)
 
 

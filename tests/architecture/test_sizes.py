@@ -39,7 +39,7 @@ def test_one_concept_one_file(file: Path) -> None:
 
 
 def test_the_model_is_read_in_one_sitting() -> None:
-    assert 0 < sum(lines_of(file) for file in (PACKAGE / "model").glob("*.py")) <= 950
+    assert 0 < sum(lines_of(file) for file in (PACKAGE / "model").glob("*.py")) <= 800
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)

@@ -49,18 +49,19 @@ def test_layers_are_multiplied_together_and_refuse_sizes_that_do_not_fit() -> No
 @pytest.mark.parametrize("inputs", [128, 384, 1152])
 def test_kernels(inputs: int) -> None:
     kernels = pytest.importorskip("qwen2_audio.gpu.int4", reason="wants Triton")
+    product = pytest.importorskip("qwen2_audio.gpu.products").product
     weight = Int4Weight(layers(70, 50, inputs=inputs))
     wide = weight.widened(torch.float32)
     torch.testing.assert_close(kernels.widened(weight.parts, torch.float32), wide)
     x, norm = torch.randn(5, inputs), torch.randn(inputs)
-    found = kernels.product4_of_many(x, weight.parts, weight.bias)
+    found = kernels.product_of_many(x, weight.parts, weight.bias)
     torch.testing.assert_close(found, linear(x, wide, weight.bias), atol=1e-4, rtol=1e-4)
     x = x[:1]
     normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * norm
-    found = kernels.product4(x, weight.parts, torch.empty(1, 120), norm=norm, eps=1e-5, bias=weight.bias)
+    found = product(x, weight.parts, torch.empty(1, 120), norm=norm, eps=1e-5, bias=weight.bias)
     torch.testing.assert_close(found, linear(normed, wide, weight.bias), atol=1e-4, rtol=1e-4)
-    found = kernels.product4(x, weight.parts, torch.empty(1, 60), norm=norm, eps=1e-5, gated=True)
+    found = product(x, weight.parts, torch.empty(1, 60), norm=norm, eps=1e-5, gated=True)
     torch.testing.assert_close(found, silu(normed @ wide[:60].T) * (normed @ wide[60:].T), atol=1e-4, rtol=1e-4)
     before = torch.randn(1, 120)
     expected = before + x @ wide.T
-    torch.testing.assert_close(kernels.product4(x, weight.parts, before, add=True), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(product(x, weight.parts, before, add=True), expected, atol=1e-4, rtol=1e-4)

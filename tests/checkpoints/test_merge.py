@@ -16,7 +16,8 @@ from qwen2_audio.checkpoints.save import save
 from qwen2_audio.checkpoints.verify import verify_merged
 from qwen2_audio.cli.main import app
 from qwen2_audio.errors import CheckpointError
-from qwen2_audio.model.linear import Linear, pack_linears
+from qwen2_audio.kernels.packing import pack_linears
+from qwen2_audio.model.linear import Linear
 from tests.tiny import tiny_config, tiny_model
 
 LAYER = "language_model.model.layers.0.self_attn.q_proj"

@@ -87,8 +87,10 @@ def test_what_a_gpu_must_have(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="computes in bfloat16"):
         choose(gpu, "float32", "int8")
     monkeypatch.setattr(runtime, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match="needs the package torchao"):
+    with pytest.raises(UsageError, match=r"needs the package torchao: pip install 'torchao>=0\.18'"):
         choose(gpu, "auto", "int8")
+    with pytest.raises(UsageError, match=r"needs the package triton: pip install 'triton>=3\.6'"):
+        choose(gpu, "auto", "int4")
 
 
 def test_a_rounded_model_answers_and_is_not_saved(

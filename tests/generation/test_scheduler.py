@@ -150,6 +150,8 @@ def limits_from(draw: st.DrawFn) -> Limits:
         prefill_chunk=draw(st.sampled_from([1, 7, 30, 500])),
         encode_tokens=draw(st.sampled_from([1, 6, 13])),
         row_tokens=draw(st.sampled_from([1, 8, 32])),
+        least_shared=draw(st.sampled_from([1, 16, 50])),
+        whole_prompts=draw(st.booleans()),
     )
 
 
@@ -263,6 +265,28 @@ def test_those_who_come_together_wait_for_the_first() -> None:
     assert cached[0] == 0 and min(cached[1:]) >= 100  # the last few tokens are not worth waiting for
 
 
+def test_beginnings_that_are_too_short_are_computed_again() -> None:
+    cached = []
+    for least in (100, 101):
+        bench = Bench(Limits(prefill_chunk=50, least_shared=least))
+        bench.add([*range(100), 1000], 3, 3)
+        bench.step()
+        bench.step()
+        bench.step()
+        cached.append(bench.add([*range(100), 2000, 2001], 3, 3))
+        bench.drain()
+    assert [one.entry.cached for one in cached] == [100, 0]
+
+
+def test_whole_prompts_are_not_cut_where_they_fit_into_a_step() -> None:
+    for whole, shares in ((False, [20, 20, 20, 4]), (True, [16, 16, 16, 16])):
+        bench = Bench(Limits(prefill_chunk=20, whole_prompts=whole))
+        for start in (0, 1000, 2000, 3000):
+            bench.add(list(range(start, start + 16)), 1, 1)
+        bench.drain()
+        assert [sum(count for _, count in plan.work) for plan in bench.plans if plan.work] == shares
+
+
 def test_the_clip_counts_not_its_placeholders() -> None:
     bench = Bench(Limits())
     first = bench.add([9] * 60, 2, 2, clip_at=30, clip=1)
@@ -296,7 +320,9 @@ def test_what_finished_answers_left_makes_way() -> None:
     assert whole.entry.cached == 29 and whole.said == alone(whole.prompt, 95)
 
 
-@pytest.mark.parametrize("name", ["max_running", "budget_tokens", "prefill_chunk", "encode_tokens", "row_tokens"])
+@pytest.mark.parametrize(
+    "name", ["max_running", "budget_tokens", "prefill_chunk", "encode_tokens", "row_tokens", "least_shared"]
+)
 def test_limits_that_make_no_sense_are_named(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} must be at least 1, got 0"):
         Limits(**{name: 0})

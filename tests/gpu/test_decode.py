@@ -9,6 +9,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from qwen2_audio.model.language_model import rotate
 
 kernels = pytest.importorskip("qwen2_audio.gpu.decode", reason="wants Triton")
+products = pytest.importorskip("qwen2_audio.gpu.products", reason="wants Triton")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of the interpreter: exponentials of minus infinity
     pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU test_gpu.py runs the kernels"),
@@ -26,14 +27,14 @@ def test_products_of_one_row(seed: int) -> None:
     inputs, outputs = 100 + seed, 60 - seed
     x, norm = torch.randn(1, inputs), torch.randn(inputs)
     weight, bias = torch.randn(2 * outputs, inputs), torch.randn(2 * outputs)
-    found = kernels.product(x, weight, torch.empty(1, 2 * outputs), norm=norm, eps=EPS, bias=bias)
+    found = products.product(x, weight, torch.empty(1, 2 * outputs), norm=norm, eps=EPS, bias=bias)
     torch.testing.assert_close(found, linear(normed(x, norm), weight, bias), atol=1e-4, rtol=1e-4)
     both = linear(normed(x, norm), weight)
-    found = kernels.product(x, weight, torch.empty(1, outputs), norm=norm, eps=EPS, gated=True)
+    found = products.product(x, weight, torch.empty(1, outputs), norm=norm, eps=EPS, gated=True)
     torch.testing.assert_close(found, silu(both[:, :outputs]) * both[:, outputs:], atol=1e-3, rtol=1e-4)
     before = torch.randn(1, 2 * outputs)
     expected = before + linear(x, weight)
-    torch.testing.assert_close(kernels.product(x, weight, before, add=True), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(products.product(x, weight, before, add=True), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_norms_and_gates() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,6 @@ from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from tests.tiny import VOCAB, sound, tiny_config, tiny_folder, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""Root mean square of a difference, of that of the values."""
 
 
 def far(found: torch.Tensor, plain: torch.Tensor) -> float:
@@ -38,24 +37,32 @@ def held(cache: KVCache) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gqa", [True, False])
 def test_prompts_and_steps(dtype: torch.dtype, gqa: bool) -> None:
+    """In float32 they equal the plain layers; in bfloat16 they are no further from what float32 gives for the same weights than
+    the plain layers are, but for chance."""
     model = on_gpu(1, dtype, gqa=gqa)
+    exact = copy.deepcopy(model).float()
     quick = model.language_model.steps
-    assert isinstance(quick, Graphs)
+    assert isinstance(quick, Graphs) and exact.language_model.steps is None
     draw = torch.Generator().manual_seed(0)
     for lengths in ([5], [9], [31], [33], [5, 1, 30], [70], [600], [3] * 9):
-        caches = [model.new_cache(len(lengths), 700) for _ in "pg"]
-        counts = lengths
+        caches = [one.new_cache(len(lengths), 700) for one in (exact, model, model)]
+        counts, found = lengths, []
         for _ in range(6):
             ids = torch.randint(VOCAB, (sum(counts),), generator=draw).cuda()
             last = torch.tensor(counts).cumsum(0).cuda() - 1
             with torch.inference_mode():
-                model.language_model.steps = None
-                plain = model(ids, counts, cache=caches[0], logits_at=last)
-                model.language_model.steps = quick
-                assert far(model(ids, counts, cache=caches[1], logits_at=last), plain) < TOLERANCE[dtype]
+                logits = []
+                for one, steps, cache in zip((exact, model, model), (None, None, quick), caches, strict=True):
+                    one.language_model.steps = steps
+                    logits.append(one(ids, counts, cache=cache, logits_at=last).float())
+                found.append(torch.stack(logits))
             counts = [1] * len(lengths)
-        assert far(held(caches[1]), held(caches[0])) < TOLERANCE[dtype]
-        assert caches[1].lengths == caches[0].lengths
+        for of_exact, of_plain, of_quick in (torch.cat(found, 1), [held(cache).float() for cache in caches]):
+            if dtype == torch.float32:
+                assert far(of_quick, of_plain) < 1e-4
+            else:
+                assert far(of_quick, of_exact) < 1.5 * far(of_plain, of_exact) < 0.1
+        assert caches[2].lengths == caches[1].lengths
     assert quick.works and quick.replayed > 30
 
 
@@ -69,7 +76,7 @@ def test_the_encoder() -> None:
             encoder.quick = None
             plain = encoder([mel], [frames])
             encoder.quick = quick
-            assert far(encoder([mel], [frames]), plain) < TOLERANCE[torch.bfloat16]
+            assert far(encoder([mel], [frames]), plain) < 1e-2
     assert quick.works and quick.replayed > 2
 
 

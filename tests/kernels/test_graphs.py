@@ -16,8 +16,9 @@ from qwen2_audio import load
 from qwen2_audio.kernels.capture import TRIALS, Replay
 from qwen2_audio.kernels.encoder_graphs import EncoderGraphs
 from qwen2_audio.kernels.graphs import CapturedStep, Graphs
+from qwen2_audio.kernels.packing import Joined
 from qwen2_audio.model.kv_cache import KVCache, PackedRows
-from qwen2_audio.model.linear import Joined, groups
+from qwen2_audio.model.linear import groups
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from tests.tiny import VOCAB, sound, tiny_config, tiny_folder, tiny_model
 
@@ -33,7 +34,7 @@ CPU = torch.device("cpu")
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs one after the other."""
     monkeypatch.setattr(step_gpu.kernels, "_PROGRAMS", 2)
-    monkeypatch.setattr(step_gpu.kernels, "_tile", lambda *_: (256, 64, 4))
+    monkeypatch.setattr("qwen2_audio.gpu.products._tile", lambda *_: (256, 64, 4))
 
 
 class Again:

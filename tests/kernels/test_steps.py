@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from qwen2_audio import load
 from qwen2_audio.checkpoints.quantize import put_into_int8, spread, spreader, to_int8
 from qwen2_audio.kernels import steps
+from qwen2_audio.kernels.packing import align_linears, pack_linears
 from qwen2_audio.kernels.steps import MOST_ROWS, Steps, attach_steps
 from qwen2_audio.model.kv_cache import KVCache, PackedRows
-from qwen2_audio.model.linear import Linear, align_linears, pack_linears
+from qwen2_audio.model.linear import Linear
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from tests.tiny import VOCAB, sound, tiny_config, tiny_model
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwen2_audio.model.linear import Linear, pack_linears, project
+from qwen2_audio.kernels.packing import pack_linears
+from qwen2_audio.model.linear import Linear, project
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.mel import log_mel
 from qwen2_audio.training.lora import add_lora

@@ -7,19 +7,24 @@ decoding has. The plain version, which widens the weights first, runs anywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from qwen2_audio.errors import UsageError
+from qwen2_audio.gpu.abilities import has_triton
 from qwen2_audio.model.linear import Linear, Together, groups
 
 _GROUP = 64
 """Weights with a scale in common."""
 _WORDS = 16
 """Of 32 bits, for two such groups."""
+
+
+Parts4: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""See `Int4Weight.parts`."""
 
 
 class Int4Weight:
@@ -55,14 +60,14 @@ class Int4Weight:
         return (steps * scales.float()[..., None] + lows.float()[..., None]).flatten(1).to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not x.is_cuda or find_spec("triton") is None:
+        if not x.is_cuda or not has_triton():
             return linear(x, self.widened(x.dtype), self.bias)
         from qwen2_audio.gpu import int4 as kernels
 
         flat = x.flatten(0, -2).contiguous()
         if len(flat) > kernels.MOST_ROWS:
             return linear(x, kernels.widened(self.parts, x.dtype), self.bias)
-        return kernels.product4_of_many(flat, self.parts, self.bias).unflatten(0, x.shape[:-1])
+        return kernels.product_of_many(flat, self.parts, self.bias).unflatten(0, x.shape[:-1])
 
 
 class Int4Linear(Together):

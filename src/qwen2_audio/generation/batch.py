@@ -177,9 +177,8 @@ class ContinuousBatch:
         return (
             not scheduler.waiting
             and len(answers) == len(scheduler.running)
-            and all(
-                answer.text.tokens and not answer.text.at_last for answer in answers
-            )  # a first token is not kept waiting
+            and all(answer.text.tokens for answer in answers)  # a first token is not kept waiting
+            and not any(answer.text.at_last for answer in answers)
             and all(answer.entry.room > answer.entry.computed for answer in answers)
             and all(self._answers.get(answer.index) is answer for answer in answers)
         )

@@ -60,16 +60,15 @@ class Engine:
             yield from batch.step()
 
     def _limits(self) -> Limits:
-        on_gpu = (
-            self.model.device.type == "cuda"
-        )  # where many small copies, and prompts in pieces, cost more than they save
+        """On a GPU many small copies, and prompts in pieces, cost more than they save."""
+        on_gpu = self.model.device.type == "cuda"
         return Limits(
-            64,
-            self._budget(),
-            0,
-            0,
-            PREFILL_TOKENS,
-            PREFILL_TOKENS,
+            max_running=64,
+            budget_tokens=self._budget(),
+            retained_tokens=0,
+            clip_tokens=0,
+            prefill_chunk=PREFILL_TOKENS,
+            encode_tokens=PREFILL_TOKENS,
             least_shared=256 if on_gpu else 16,
             whole_prompts=on_gpu,
         )

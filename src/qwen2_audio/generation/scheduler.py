@@ -45,7 +45,7 @@ class Limits:
     whole_prompts: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_running", "budget_tokens", "prefill_chunk", "encode_tokens", "row_tokens"):
+        for name in ("max_running", "budget_tokens", "prefill_chunk", "encode_tokens", "row_tokens", "least_shared"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("retained_tokens", "clip_tokens"):

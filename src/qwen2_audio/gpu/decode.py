@@ -1,4 +1,4 @@
-"""Kernels, in Triton, for the language model at inference. The plain version of each stands in its docstring.
+"""Norms, gates and attention of the language model at inference, in Triton. The plain version of each stands in its docstring.
 
 A row is a sequence, with its place in the key-value cache. Sums run in float32 whatever the dtype. What a row holds is read
 from the device when a kernel runs, never by the host, so that all of it can be captured in a graph; a row of -1 positions is
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwen2_audio.gpu.early_start import launch, starts_early
+from qwen2_audio.gpu.abilities import launch, starts_early
 
 _LEAST_DOT = 16
 """Rows of a matrix that tensor cores multiply."""
@@ -20,87 +20,6 @@ _POSITIONS, _WARPS = 32, 2
 """Of the cache, that are attended to at once, and by how many warps."""
 _PROGRAMS = 512
 """Enough to keep a GPU busy: with fewer rows, several share the positions of one."""
-
-
-@triton.jit
-def _product(
-    x, norm, weight, bias, out, inputs, outputs, eps,
-    NORM: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr,
-    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    known = n < outputs
-    row = weight + n.to(tl.int64)[:, None] * inputs
-    other = row + outputs.to(tl.int64) * inputs
-    total = tl.zeros([OUTPUTS, INPUTS], tl.float32)
-    total_other = tl.zeros([OUTPUTS, INPUTS], tl.float32)
-    squares = tl.zeros([INPUTS], tl.float32)
-    for start in range(0, inputs, INPUTS):
-        k = start + tl.arange(0, INPUTS)
-        inside = k < inputs
-        given = tl.load(x + k, mask=inside, other=0.0).to(tl.float32)
-        if NORM:
-            squares += given * given
-            given *= tl.load(norm + k, mask=inside, other=0.0).to(tl.float32)
-        both = known[:, None] & inside[None, :]
-        w = tl.load(row + k[None, :], mask=both, other=0.0, eviction_policy="evict_first")
-        total += w.to(tl.float32) * given[None, :]
-        if GATED:
-            w = tl.load(other + k[None, :], mask=both, other=0.0, eviction_policy="evict_first")
-            total_other += w.to(tl.float32) * given[None, :]
-    y = tl.sum(total, axis=1)
-    z = tl.sum(total_other, axis=1)
-    if NORM:
-        scale = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / inputs + eps)
-        y *= scale
-        z *= scale
-    if BIAS:
-        y += tl.load(bias + n, mask=known, other=0.0).to(tl.float32)
-    if GATED:
-        y = y / (1.0 + tl.exp(-y)) * z
-    if ADD:
-        y += tl.load(out + n, mask=known, other=0.0).to(tl.float32)
-    tl.store(out + n, y.to(out.dtype.element_ty), mask=known)
-
-
-def product(
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    bias: Tensor | None = None,
-    gated: bool = False,
-    add: bool = False,
-) -> Tensor:
-    """`out (+)= [silu of](weight @ rms_norm(x) + bias)`, of a single row, in one pass over the weights.
-
-    Args:
-        x: [1, in], contiguous.
-        weight: [out, in], contiguous; `gated`: [2 * out, in], the gates first.
-        out: [1, out], written.
-        norm: the norm's weight [in]; None: x is taken as it is.
-        add: to what `out` holds.
-    """
-    outputs = out.shape[1]
-    tile, early = _tile(outputs, x.shape[1], gated), starts_early()
-    _product[(triton.cdiv(outputs, tile[0]),)](
-        x, norm, weight, bias, out, x.shape[1], outputs, eps,
-        NORM=norm is not None, BIAS=bias is not None, GATED=gated, ADD=add,
-        OUTPUTS=tile[0], INPUTS=tile[1], EARLY=early, num_warps=tile[2], **launch(early),
-    )  # fmt: skip
-    return out
-
-
-def _tile(outputs: int, inputs: int, gated: bool) -> tuple[int, int, int]:
-    """Outputs and inputs that a program works on at once, and its warps: the quickest of eight on an H100."""
-    if gated:
-        return 2, 2048, 4
-    return (2, 1024, 4) if inputs > 2 * outputs else (4, 512, 4)
 
 
 @triton.jit

@@ -11,11 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwen2_audio.gpu.early_start import launch, starts_early
-
 
 @triton.jit
-def _words(words, n, block, blocks, inside):
+def words_of(words, n, block, blocks, inside):
     """Words [outputs, blocks, 16]."""
     at = n.to(tl.int64)[:, None] * blocks + block[None, :]
     place = words + at[:, :, None] * 16 + tl.arange(0, 16)[None, None, :]
@@ -24,7 +22,7 @@ def _words(words, n, block, blocks, inside):
 
 @triton.jit
 def _scales(scales, lows, n, block, blocks, inside, HALF: tl.constexpr):
-    """Scale and least value [outputs, blocks, 1] of what the lower or upper halves of words hold, as `_pair` gives it."""
+    """Scale and least value [outputs, blocks, 1] of what the lower or upper halves of words hold, as `pair` gives it."""
     at = (n.to(tl.int64)[:, None] * blocks + block[None, :]) * 2 + HALF
     scale = tl.load(scales + at, mask=inside, other=0.0).to(tl.float32)
     low = tl.load(lows + at, mask=inside, other=0.0).to(tl.float32) - 128.0 * scale
@@ -32,15 +30,15 @@ def _scales(scales, lows, n, block, blocks, inside, HALF: tl.constexpr):
 
 
 @triton.jit
-def _pair(words, SLOT: tl.constexpr):
+def pair(words, SLOT: tl.constexpr):
     """A number of the lower halves of words, and one of the upper, each plus 128: bfloat16 has these as they are."""
     both = ((words >> (4 * SLOT)) & 0x000F000F) | 0x43004300
     return (both << 16).to(tl.float32, bitcast=True), (both & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _scaled(lower, upper, sum_lower, sum_upper, scales, lows, n, block, blocks, inside):
-    """Sums of products with numbers that `_pair` gave, as those with the weights; the sums of what they were multiplied by."""
+def scaled(lower, upper, sum_lower, sum_upper, scales, lows, n, block, blocks, inside):
+    """Sums of products with numbers that `pair` gave, as those with the weights; the sums of what they were multiplied by."""
     scale, least = _scales(scales, lows, n, block, blocks, inside, 0)
     total = lower * scale + sum_lower[None, :, :] * least
     scale, least = _scales(scales, lows, n, block, blocks, inside, 1)
@@ -48,100 +46,7 @@ def _scaled(lower, upper, sum_lower, sum_upper, scales, lows, n, block, blocks, 
 
 
 @triton.jit
-def _product4(
-    x, norm, words, scales, lows, bias, out, inputs, outputs, eps,
-    NORM: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, ADD: tl.constexpr,
-    OUTPUTS: tl.constexpr, BLOCKS: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    known = n < outputs
-    blocks = inputs // 128
-    none, nothing = tl.zeros([OUTPUTS, BLOCKS, 16], tl.float32), tl.zeros([BLOCKS, 16], tl.float32)
-    total, total_other, squares = none, none, nothing
-    for start in range(0, blocks, BLOCKS):
-        block = start + tl.arange(0, BLOCKS)
-        k = block[:, None] * 128 + tl.arange(0, 16)[None, :]
-        there = (block < blocks)[:, None]
-        inside = known[:, None] & (block < blocks)[None, :]
-        word = _words(words, n, block, blocks, inside)
-        lower, upper, lower_other, upper_other = none, none, none, none
-        if GATED:
-            word_other = _words(words, n + outputs, block, blocks, inside)
-        sum_first, sum_second = nothing, nothing
-        for slot in tl.static_range(4):
-            first = tl.load(x + k + slot * 16, mask=there, other=0.0).to(tl.float32)
-            second = tl.load(x + k + slot * 16 + 64, mask=there, other=0.0).to(tl.float32)
-            if NORM:
-                squares += first * first + second * second
-                first *= tl.load(norm + k + slot * 16, mask=there, other=0.0).to(tl.float32)
-                second *= tl.load(norm + k + slot * 16 + 64, mask=there, other=0.0).to(tl.float32)
-            sum_first += first
-            sum_second += second
-            low, high = _pair(word, slot)
-            lower += low * first[None, :, :]
-            upper += high * second[None, :, :]
-            if GATED:
-                low, high = _pair(word_other, slot)
-                lower_other += low * first[None, :, :]
-                upper_other += high * second[None, :, :]
-        total += _scaled(lower, upper, sum_first, sum_second, scales, lows, n, block, blocks, inside)
-        if GATED:
-            total_other += _scaled(
-                lower_other, upper_other, sum_first, sum_second, scales, lows, n + outputs, block, blocks, inside
-            )
-    y = tl.sum(tl.sum(total, axis=2), axis=1)
-    z = tl.sum(tl.sum(total_other, axis=2), axis=1)
-    if NORM:
-        factor = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=1), axis=0) / inputs + eps)
-        y *= factor
-        z *= factor
-    if BIAS:
-        y += tl.load(bias + n, mask=known, other=0.0).to(tl.float32)
-    if GATED:
-        y = y / (1.0 + tl.exp(-y)) * z
-    if ADD:
-        y += tl.load(out + n, mask=known, other=0.0).to(tl.float32)
-    tl.store(out + n, y.to(out.dtype.element_ty), mask=known)
-
-
-def product4(
-    x: Tensor,
-    weight: tuple[Tensor, Tensor, Tensor],
-    out: Tensor,
-    *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    bias: Tensor | None = None,
-    gated: bool = False,
-    add: bool = False,
-) -> Tensor:
-    """As `gpu.decode.product`, with weights in 4 bits.
-
-    Args:
-        weight: words, scales and least values, [outputs, ...].
-    """
-    outputs = out.shape[1]
-    tile, early = _tile(outputs, x.shape[1], gated), starts_early()
-    _product4[(triton.cdiv(outputs, tile[0]),)](
-        x, norm, *weight, bias, out, x.shape[1], outputs, eps,
-        NORM=norm is not None, BIAS=bias is not None, GATED=gated, ADD=add,
-        OUTPUTS=tile[0], BLOCKS=tile[1], EARLY=early, num_warps=tile[2], **launch(early),
-    )  # fmt: skip
-    return out
-
-
-def _tile(outputs: int, inputs: int, gated: bool) -> tuple[int, int, int]:
-    """Outputs, and blocks of 128 inputs, that a program works on at once, and its warps: the quickest of nine on an H100."""
-    if gated:
-        return 2, 8, 1
-    return (2, 16, 4) if outputs <= inputs else (16, 4, 1)
-
-
-@triton.jit
-def _product4_of_many(
+def _product_of_many(
     x, words, scales, lows, bias, out, rows, inputs, outputs,
     BIAS: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
@@ -162,7 +67,7 @@ def _product4_of_many(
         for slot in tl.static_range(4):
             first = tl.load(start + block * 128 + slot * 16, mask=there, other=0.0)
             second = tl.load(start + block * 128 + slot * 16 + 64, mask=there, other=0.0)
-            low, high = _pair(word, slot)
+            low, high = pair(word, slot)
             low = (low * low_scale[None, :] + low_least[None, :]).to(first.dtype)
             high = (high * high_scale[None, :] + high_least[None, :]).to(first.dtype)
             total += tl.dot(first, low, input_precision="ieee")
@@ -175,11 +80,11 @@ def _product4_of_many(
 MOST_ROWS = 64
 
 
-def product4_of_many(x: Tensor, weight: tuple[Tensor, Tensor, Tensor], bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias`, of x [up to 64 rows, in], contiguous; for `weight` see `product4`."""
+def product_of_many(x: Tensor, weight: tuple[Tensor, Tensor, Tensor], bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias`, of x [up to 64 rows, in], contiguous; for `weight` see `products.product`."""
     outputs = len(weight[0])
     out = x.new_empty(len(x), outputs)
-    _product4_of_many[(triton.cdiv(outputs, 32),)](
+    _product_of_many[(triton.cdiv(outputs, 32),)](
         x, *weight, bias, out, len(x), x.shape[1], outputs,
         BIAS=bias is not None, ROWS=max(16, triton.next_power_of_2(len(x))), OUTPUTS=32, num_warps=4,
     )  # fmt: skip
@@ -191,12 +96,12 @@ def _widened(words, scales, lows, out, blocks, BLOCKS: tl.constexpr):
     n = tl.program_id(0) + tl.zeros([1], tl.int32)
     block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     inside = (n >= 0)[:, None] & (block < blocks)[None, :]
-    word = _words(words, n, block, blocks, inside)
+    word = words_of(words, n, block, blocks, inside)
     low_scale, low_least = _scales(scales, lows, n, block, blocks, inside, 0)
     high_scale, high_least = _scales(scales, lows, n, block, blocks, inside, 1)
     at = (n.to(tl.int64)[:, None] * blocks + block[None, :])[:, :, None] * 128 + tl.arange(0, 16)[None, None, :]
     for slot in tl.static_range(4):
-        low, high = _pair(word, slot)
+        low, high = pair(word, slot)
         place = out + at + slot * 16
         tl.store(place, (low * low_scale + low_least).to(out.dtype.element_ty), mask=inside[:, :, None])
         tl.store(place + 64, (high * high_scale + high_least).to(out.dtype.element_ty), mask=inside[:, :, None])

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwen2_audio.gpu.abilities import attends_packed
 from qwen2_audio.kernels.capture import LOG, TRIALS, Capture, Replay, cuda_capture, difference, reason
-from qwen2_audio.model.attention import Packing, attends_packed
+from qwen2_audio.model.attention import Packing
 from qwen2_audio.model.audio_encoder import AudioEncoder
 
 _SIZES = (*range(64, 512, 64), *range(512, 1537, 128))
@@ -82,7 +83,7 @@ class EncoderGraphs:
             and len(lengths) == 1
             and 2 <= len(x) <= _SIZES[-1]
             and x.device.type == self._device.type
-            and attends_packed(x)
+            and (x.device.type == "cpu" or attends_packed(x))  # else attention asks the host, which is not captured
             and x.dtype == self._norm.dtype
             and not torch.is_grad_enabled()
             and self._pooled.weight.data_ptr() == self._norm.data_ptr()  # not moved

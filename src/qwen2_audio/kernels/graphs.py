@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from qwen2_audio.gpu.abilities import attends_packed, has_triton
 from qwen2_audio.kernels.capture import LOG, TRIALS, Capture, cuda_capture, difference, reason
-from qwen2_audio.model.attention import attends_packed
 from qwen2_audio.model.kv_cache import Cache
 from qwen2_audio.model.language_model import LanguageModel
 
@@ -70,7 +69,7 @@ class Graphs:
             and x.dtype == self._norm.dtype
             and not torch.is_grad_enabled()
             and self._decoder.norm.weight.data_ptr() == self._norm.data_ptr()  # not moved
-            and (_is_step(lengths) or (attends_packed(x) and not any(cache.lengths)))
+            and (_is_step(lengths) or (_asks_nothing(x) and not any(cache.lengths)))
         )
 
     def __call__(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
@@ -229,14 +228,22 @@ class Prompted:
         return self._step.prefill(embeddings, rows, prompts)
 
 
+def _asks_nothing(x: Tensor) -> bool:
+    """Whether attention to prompts waits for nothing on the host, so that it can be captured; on a CPU nothing is."""
+    return x.device.type == "cpu" or attends_packed(x)
+
+
 def _is_step(lengths: Sequence[int]) -> bool:
     return len(lengths) <= _ROWS[-1] and all(count == 1 for count in lengths)
 
 
 def attach_graphs(model: LanguageModel) -> None:
-    """Let steps and prompts on a GPU run by our kernels; elsewhere, and where Triton is not installed, this does nothing."""
+    """Let steps and prompts on a GPU run by our kernels; elsewhere this does nothing."""
     device, size = model.model.norm.weight.device, model.model.config.head_dim
-    if device.type != "cuda" or find_spec("triton") is None or size & (size - 1) or size < 16:
+    if device.type != "cuda" or size & (size - 1) or size < 16:
+        return
+    if not has_triton():
+        LOG.warning("answers come more slowly, because the package triton is not installed")
         return
     from qwen2_audio.kernels.step_gpu import Step
 

@@ -13,13 +13,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qwen2_audio.checkpoints.int4 import Int4Linear
+from qwen2_audio.checkpoints.int4 import Int4Linear, Parts4
 from qwen2_audio.gpu import decode as kernels
-from qwen2_audio.gpu.int4 import product4
+from qwen2_audio.gpu.products import product
+from qwen2_audio.kernels.packing import Joined
 from qwen2_audio.model.attention import Packing, attend
 from qwen2_audio.model.kv_cache import KVCache
 from qwen2_audio.model.language_model import DecoderLayer, LanguageModel, rotary_angles
-from qwen2_audio.model.linear import Joined, Linear, project
+from qwen2_audio.model.linear import Linear, project
 
 Parts = Sequence[tuple[KVCache, int, int]]
 """Rows of caches: the cache, the first of its rows that are meant, and how many."""
@@ -204,26 +205,27 @@ def _single(
     gated: bool = False,
     add: bool = False,
 ) -> Tensor:
-    """The outputs of layers with a common input for a single row, side by side; see `gpu.decode.product`."""
+    """The outputs of layers with a common input for a single row, side by side; see `gpu.products.product`."""
+    whole = _whole(layers)
+    if whole is None:
+        y = _projected(layers, x if norm is None else kernels.add_and_norm(x, None, norm, eps))
+        y = kernels.gated(y) if gated else y
+        return y if out is None else out.add_(y)
+    weight, bias, outputs = whole
+    out = x.new_empty(1, outputs // (1 + gated)) if out is None else out
+    return product(x, weight, out, norm=norm, eps=eps, bias=bias, gated=gated, add=add)
+
+
+def _whole(layers: Sequence[nn.Module]) -> tuple[Tensor | Parts4, Tensor | None, int] | None:
+    """The weights and biases of layers with a common input as one, and their outputs; None where they lie apart."""
     first = layers[0]
     if isinstance(first, Int4Linear) and first.weight is not None:
-        out = x.new_empty(1, sum(first.weight.sizes) // (1 + gated)) if out is None else out
-        return product4(x, first.weight.parts, out, norm=norm, eps=eps, bias=first.weight.bias, gated=gated, add=add)
-    whole = _whole(layers)
-    if whole is not None:
-        out = x.new_empty(1, len(whole[0]) // (1 + gated)) if out is None else out
-        return kernels.product(x, whole[0], out, norm=norm, eps=eps, bias=whole[1], gated=gated, add=add)
-    y = _projected(layers, x if norm is None else kernels.add_and_norm(x, None, norm, eps))
-    y = kernels.gated(y) if gated else y
-    return y if out is None else out.add_(y)
-
-
-def _whole(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None] | None:
-    """The weights and biases of layers with a common input as one matrix [all outputs, in]; None where there is none."""
-    first = layers[0]
+        return first.weight.parts, first.weight.bias, sum(first.weight.sizes)
     if not isinstance(first, Linear) or type(first.weight) is not nn.Parameter:
         return None
     if len(layers) == 1:
-        return first.weight, first.bias
+        return first.weight, first.bias, first.out_features
     joined = first.packed
-    return (joined.weight, joined.bias) if isinstance(joined, Joined) and joined.fits(layers) else None
+    if isinstance(joined, Joined) and joined.fits(layers):
+        return joined.weight, joined.bias, len(joined.weight)
+    return None

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from qwen2_audio.checkpoints.quantize import Int8Linear
 from qwen2_audio.kernels.encoder_graphs import attach_encoder_graphs
 from qwen2_audio.kernels.graphs import attach_graphs
+from qwen2_audio.kernels.packing import align_linears, join_linears, pack_linears
 from qwen2_audio.model.kv_cache import Cache, KVCache
 from qwen2_audio.model.language_model import DecoderLayer, LanguageModel, rotary_angles
-from qwen2_audio.model.linear import Linear, align_linears, join_linears, pack_linears, project
+from qwen2_audio.model.linear import Linear, project
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 
 if TYPE_CHECKING:

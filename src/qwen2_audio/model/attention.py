@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-_HALF = (torch.bfloat16, torch.float16)
+from qwen2_audio.gpu.abilities import attends_packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int] | P
     Returns:
         [tokens, heads, head_dim]
     """
-    if value.is_cuda and attends_packed(value):
+    if attends_packed(value):
         packing = lengths if isinstance(lengths, Packing) else _packing(tuple(lengths), value.device)
         return _packed(query.to(value.dtype), key.to(value.dtype), value, packing, causal)
     if isinstance(lengths, Packing):
@@ -85,11 +85,6 @@ def attend_step(query: Tensor, keys: Tensor, values: Tensor, longest: int, seen:
         [rows, heads, head_dim]
     """
     return _sdpa(query[:, :, None], keys[:, :, :longest], values[:, :, :longest], seen, causal=False)[:, :, 0]
-
-
-def attends_packed(x: Tensor) -> bool:
-    """Whether `attend` never asks the host about a `Packing` where x lies, in its dtype; on a CPU there is nothing to ask."""
-    return x.device.type == "cpu" or (x.is_cuda and x.dtype in _HALF)
 
 
 @lru_cache(maxsize=16)

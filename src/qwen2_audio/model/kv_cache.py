@@ -14,6 +14,7 @@ from qwen2_audio.config import TextConfig
 from qwen2_audio.model.attention import attend, attend_cached, attend_step
 
 _GROWTH = 256
+_MOST_TOGETHER = 2 << 30
 _places = itertools.count(1)
 
 
@@ -40,7 +41,7 @@ class KVCache:
 
     def __init__(self, config: TextConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
-        self._keys, self._values = _zeros(config.num_hidden_layers, shape, device, dtype)
+        self._keys, self._values = (_zeros(config.num_hidden_layers, shape, device, dtype) for _ in "kv")
         self.lengths = [0] * rows
         self.place = next(_places)
         self._steps: dict[int, _Step] = {}  # by the first of its rows
@@ -135,20 +136,12 @@ class KVCache:
         self.lengths[row] = min(self.lengths[row], length)
 
 
-_MOST_TOGETHER = 4 << 30
-
-
-def _zeros(
-    layers: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values of so many layers. A tensor each: one that grows holds no more than itself twice. Small ones on a GPU are
-    parts of one, because each takes the driver a millisecond."""
-    size = 2 * layers * math.prod(shape) * dtype.itemsize
-    if device.type == "cuda" and size <= _MOST_TOGETHER:
-        keys, values = torch.zeros(2, layers, *shape, device=device, dtype=dtype)
-        return list(keys), list(values)
-    keys, values = ([torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)] for _ in range(2))
-    return keys, values
+def _zeros(layers: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Keys or values of so many layers, a tensor each: one that grows holds no more than itself twice. Small ones on a GPU are
+    parts of one, as the driver takes its time for each."""
+    if device.type == "cuda" and layers * math.prod(shape) * dtype.itemsize <= _MOST_TOGETHER:
+        return list(torch.zeros(layers, *shape, device=device, dtype=dtype))
+    return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
 
 
 class _Step:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
 from qwen2_audio.config import TextConfig
+from qwen2_audio.gpu.abilities import runs_kernels
 from qwen2_audio.model.attention import attend
 from qwen2_audio.model.kv_cache import Cache
 from qwen2_audio.model.linear import Linear, project
@@ -28,13 +27,11 @@ class RMSNorm(nn.Module):
         self._least = torch.tensor(math.sqrt(size * eps), device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            x.dtype == torch.float32 and not x.is_cuda
-        ):  # on CPUs a norm and a hypotenuse are quicker than torch's rms_norm
-            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            return x * self.weight / (torch.hypot(norm, self._least) * self.size**-0.5)
         if x.is_cuda:
             return rms_norm(x, (self.size,), self.weight.to(x.dtype), self.eps)
+        if x.dtype == torch.float32:  # on CPUs a norm and a hypotenuse are quicker than torch's rms_norm
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return x * self.weight / (torch.hypot(norm, self._least) * self.size**-0.5)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -52,31 +49,20 @@ def rotary_angles(config: TextConfig, positions: Tensor, dtype: torch.dtype) -> 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding, "rotate half" convention, of x [tokens, heads, head_dim]."""
-    if _in_one_pass(x):
-        from qwen2_audio.gpu.elementwise import rotate as in_one_pass
+    if runs_kernels(x) and x.shape[-1] & (x.shape[-1] - 1) == 0:
+        from qwen2_audio.gpu import elementwise
 
-        return in_one_pass(x, cos, sin)
+        return elementwise.rotate(x, cos, sin)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
-    if _in_one_pass(gate):
-        from qwen2_audio.gpu.elementwise import gated as in_one_pass
+    if runs_kernels(gate):
+        from qwen2_audio.gpu import elementwise
 
-        return in_one_pass(gate, up)
+        return elementwise.gated(gate, up)
     return silu(gate) * up
-
-
-def _in_one_pass(x: Tensor) -> bool:
-    """Whether there are kernels for that: on a GPU, in half precision, with Triton."""
-    size = x.shape[-1] if x.dim() == 3 else 2  # of a head
-    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and size & (size - 1) == 0 and _has_triton()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 class Attention(nn.Module):
@@ -135,9 +121,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, lengths: Sequence[int], cache: Cache | None = None) -> Tensor:
         """Hidden states of packed sequences; see `LanguageModel.forward`."""
-        if (
-            torch.is_autocast_enabled(x.device.type) and x.is_cuda
-        ):  # what layers add up, too: no cast before each product
+        if x.is_cuda and torch.is_autocast_enabled("cuda"):  # what layers add up, too: no cast before each product
             x = x.to(torch.get_autocast_dtype("cuda"))
         past = cache.lengths if cache is not None else [0] * len(lengths)
         ranges = [torch.arange(start, start + count) for start, count in zip(past, lengths, strict=True)]
