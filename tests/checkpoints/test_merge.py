@@ -18,6 +18,7 @@ from qwen2_audio.cli.main import app
 from qwen2_audio.errors import CheckpointError
 from qwen2_audio.kernels.packing import pack_linears
 from qwen2_audio.model.linear import Linear
+from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from tests.tiny import tiny_config, tiny_model
 
 LAYER = "language_model.model.layers.0.self_attn.q_proj"
@@ -94,6 +95,18 @@ def test_command(tmp_path: Path, folder: Path) -> None:
     assert result.exit_code == 0, result.output
     for name, tensor in load_model(half, dtype=torch.bfloat16).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name].bfloat16())  # rounded once
+
+
+def test_what_was_found_wrong_is_not_kept(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(model: Qwen2Audio, path: Path) -> list[str]:
+        model.state_dict()[BIAS] += 1
+        return [BIAS]
+
+    monkeypatch.setattr("qwen2_audio.checkpoints.merge.merge_trained", forgetful)
+    arguments = [str(trained(tmp_path)), str(tmp_path / "merged"), "--model", str(folder)]
+    result = CliRunner().invoke(app, ["merge", *arguments])
+    assert result.exit_code == 2 and "than it should; merge again" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["trained.safetensors"]
 
 
 @pytest.mark.parametrize("name", [f"{LAYER}.weight", EMBEDDING])

@@ -40,7 +40,7 @@ def verify_merged(base: Path, merged: Path, path: Path) -> int:
             wanted = trained.whole[name]
         rounding = torch.finfo(new.dtype).eps if wanted is not old else 0.0
         if not torch.allclose(new.float(), wanted.to(new.dtype).float(), rtol=rounding, atol=rounding * 1e-3):
-            raise CheckpointError(f"{merged} has another {name} than it should; remove that folder, and merge again")
+            raise CheckpointError(f"the merged checkpoint has another {name} than it should; merge again")
         changed += not torch.equal(new, old.to(new.dtype))
     return changed
 

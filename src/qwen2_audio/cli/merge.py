@@ -35,7 +35,7 @@ def merge(
     from qwen2_audio.checkpoints.hub import find_checkpoint
     from qwen2_audio.checkpoints.load import load_model, read_json
     from qwen2_audio.checkpoints.merge import merge_trained, own_weights
-    from qwen2_audio.checkpoints.save import save
+    from qwen2_audio.checkpoints.save import new_folder, save
     from qwen2_audio.checkpoints.verify import verify_merged
     from qwen2_audio.runtime import choose_runtime
 
@@ -47,7 +47,8 @@ def merge(
         network = load_model(folder, dtype=runtime.dtype if exact else torch.float32)
         own_weights(network)
         merge_trained(network, trained)
-        save(network.to(runtime.dtype), out, source=folder)
-        changed = verify_merged(folder, out, trained)
+        with new_folder(out) as part:  # it gets its name when it was found right
+            save(network.to(runtime.dtype), part, source=folder)
+            changed = verify_merged(folder, part, trained)
     say(f"{changed} weights changed, as they should; the others are as they were")
     print(out)
