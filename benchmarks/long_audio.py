@@ -6,6 +6,8 @@ FOLDER holds `librispeech_excerpt`; the clips of --split are shuffled, again and
 after the other with pauses of 0.3 to 2.5 s. The recording is transcribed as a stream, the clips each alone. Printed are
 
 - the word error rate of both (the same clips, as often), and their difference in points;
+- the same for each clip cut out of the recording again, half a second before its first sound and behind its last, as windows
+  begin and end: the difference to this is what cuts and company cost; the rest comes of other silence around the same words;
 - sentences lost at cuts: clips that are understood alone (half of their words are right), and of which fewer than half as many
   words are right in the recording; and the reverse, which no cut explains, for comparison;
 - how far the times of segments lie from the truth: segments whose first (last) word is, by alignment, the first (last) of a
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 FOLDER = "librispeech_excerpt"
 RATE = 16_000
 PAUSES = (0.3, 2.5)
+AROUND = 0.5
+"""Seconds before its first sound and behind its last that a clip is cut out again with."""
 SOUND_DECIBELS, LOUD_DECIBELS = 30.0, 15.0
 """Below the loudest 0.1 s: what is a sound at all, and what is certainly speech."""
 FRAME = RATE // 50
@@ -161,7 +165,33 @@ def transcribe_alone(assistant: Assistant, clips: Sequence[Clip]) -> dict[Path, 
     return texts
 
 
-def compare(placed: Sequence[Placed], segments: Sequence[Segment], alone: dict[Path, list[str]]) -> dict[str, Any]:
+def transcribe_cut_out(assistant: Assistant, placed: Sequence[Placed], path: Path) -> list[list[str]]:
+    """The words of each clip, alone again, as it lies in the recording."""
+    texts: list[list[str]] = []
+    for start in range(0, len(placed), 16):
+        batch = [(cut_out(item, path), RATE) for item in placed[start : start + 16]]
+        texts += [words_of(reply.text) for reply in assistant.transcribe_many(batch)]
+        say(f"{len(texts)} of {len(placed)} clips cut out again")
+    return texts
+
+
+def cut_out(item: Placed, path: Path) -> NDArray[np.float32]:
+    """The stretch of the recording in which a clip lies, without speech of others."""
+    import soundfile
+
+    begin = max(item.clip.begins[0] - AROUND, -PAUSES[0])
+    end = min(item.clip.ends[1] + AROUND, item.clip.seconds + PAUSES[0])
+    start = max(round((item.start + begin) * RATE), 0)
+    wave, _ = soundfile.read(path, round((item.start + end) * RATE) - start, start, dtype="float32")
+    return np.asarray(wave, np.float32)
+
+
+def compare(
+    placed: Sequence[Placed],
+    segments: Sequence[Segment],
+    alone: dict[Path, list[str]],
+    again: Sequence[list[str]],
+) -> dict[str, Any]:
     """What is said in the header."""
     from rapidfuzz.distance import Levenshtein
 
@@ -186,6 +216,7 @@ def compare(placed: Sequence[Placed], segments: Sequence[Segment], alone: dict[P
             say(f"lost at {item.start:.1f} s: {' '.join(item.clip.words)}; alone: {' '.join(alone[item.clip.path])}")
         gained += here >= least and by_itself < here / 2
     separate = sum(Levenshtein.distance(item.clip.words, alone[item.clip.path]) for item in placed) / len(reference)
+    cut = sum(map(Levenshtein.distance, (item.clip.words for item in placed), again)) / len(reference)
     whole = Levenshtein.distance(reference, response) / len(reference)
     return {
         "clips": len(placed),
@@ -194,6 +225,8 @@ def compare(placed: Sequence[Placed], segments: Sequence[Segment], alone: dict[P
         "word_error_rate": whole,
         "word_error_rate_alone": separate,
         "difference_points": 100 * (whole - separate),
+        "word_error_rate_cut_out": cut,
+        "difference_points_cut_out": 100 * (whole - cut),
         "sentences_lost": lost,
         "sentences_lost_alone": gained,
         **time_errors(placed, segments, heard, same),
@@ -246,8 +279,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         total = placed[-1].start + placed[-1].clip.seconds
         say(f"{len(placed)} clips, {total / 60:.1f} minutes, {path.stat().st_size >> 20} MiB as FLAC")
         segments, figures = transcribe_long(assistant, path, total)
+        again = transcribe_cut_out(assistant, placed, path)
     alone = transcribe_alone(assistant, list({item.clip.path: item.clip for item in placed}.values()))
-    return {"minutes": total / 60, **figures, **compare(placed, segments, alone)}
+    return {"minutes": total / 60, **figures, **compare(placed, segments, alone, again)}
 
 
 def main() -> None:
@@ -271,6 +305,8 @@ def main() -> None:
     )
     whole, alone = 100 * found["word_error_rate"], 100 * found["word_error_rate_alone"]
     print(f"word error rate {whole:.2f} %, the clips alone {alone:.2f} %: {found['difference_points']:+.2f} points")
+    cut, company = 100 * found["word_error_rate_cut_out"], found["difference_points_cut_out"]
+    print(f"the clips cut out again: {cut:.2f} %, so that cuts and company cost {company:+.2f} points")
     print(f"sentences lost at cuts: {found['sentences_lost']}; lost alone: {found['sentences_lost_alone']}")
     print(
         f"times: largest error {found['largest_start_error']:.2f} s of {found['starts_compared']} beginnings, "

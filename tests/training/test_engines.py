@@ -1,4 +1,4 @@
-"""Every engine that accelerate launches computes what one process computes: DDP, FSDP2, DeepSpeed's ZeRO 1, 2 and 3."""
+"""Every engine that accelerate launches computes what one process computes: DDP, FSDP2, DeepSpeed's ZeRO 1 to 3 and offload."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ def test_bfloat16_with_lora(engine: str, plan: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(both[0], both[1], atol=0.1, rtol=0.02)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "deepspeed_z1", "deepspeed_z2", "deepspeed_z3"])
+@pytest.mark.parametrize(
+    "engine",
+    ["ddp", "fsdp2", "deepspeed_z1", "deepspeed_z2", "deepspeed_z2_offload", "deepspeed_z3", "deepspeed_z3_offload"],
+)
 def test_two_processes_are_one(engine: str, plan: Path, alone: Path, tmp_path: Path) -> None:
     if engine.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
