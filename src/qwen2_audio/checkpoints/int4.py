@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from qwen2_audio.checkpoints.rounded import RoundedLinear
 from qwen2_audio.errors import UsageError
 from qwen2_audio.gpu.abilities import has_triton
-from qwen2_audio.model.linear import Linear, Together, groups
+from qwen2_audio.model.linear import Linear, groups
 
 _GROUP = 64
 """Weights with a scale in common."""
@@ -70,21 +71,10 @@ class Int4Weight:
         return kernels.product_of_many(flat, self.parts, self.bias).unflatten(0, x.shape[:-1])
 
 
-class Int4Linear(Together):
-    """Stands where a `Linear` stood. It holds no parameters: it can neither be trained nor saved."""
+class Int4Linear(RoundedLinear):
+    """A linear layer in 4 bits."""
 
     weight: Int4Weight | None = None
-    """Set on the first layer of a group; the others are multiplied with it."""
-
-    def together(self, layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
-        """What all `layers` of the group give for x [tokens, in]; this is their first."""
-        if self.weight is None or len(self.weight.sizes) != len(layers):
-            raise RuntimeError("int4 layers that were packed together must be multiplied together")
-        y = self.weight(x)
-        return [y] if len(layers) == 1 else y.split(self.weight.sizes, dim=-1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.together([self], x)[0]
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qwen2_audio.model.linear import Linear, Together, groups
+from qwen2_audio.checkpoints.rounded import RoundedLinear
+from qwen2_audio.model.linear import Linear, groups
 from qwen2_audio.runtime import give_memory_back
 
 _ROWS_AT_ONCE = 32
@@ -115,21 +116,10 @@ def _packed(rows: Tensor, scales: Tensor) -> torch.ScriptObject:
     return torch.ops.quantized.linear_prepack(weight, None)
 
 
-class Int8Linear(Together):
-    """Stands where a `Linear` stood. It holds no parameters: it can neither be trained nor saved."""
+class Int8Linear(RoundedLinear):
+    """A linear layer in 8 bits."""
 
     weight: Int8Weight | None = None
-    """Set on the first layer of a group; the others are multiplied with it."""
-
-    def together(self, layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
-        """What all `layers` of the group give for x [tokens, in]; this is their first."""
-        if self.weight is None or len(self.weight.sizes) != len(layers):
-            raise RuntimeError("int8 layers that were packed together must be multiplied together")
-        y = self.weight(x)
-        return [y] if len(layers) == 1 else y.split(self.weight.sizes, dim=-1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.together([self], x)[0]
 
 
 class FileEmbedding(nn.Embedding):
