@@ -23,25 +23,26 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "P
 STEPS = 3
 
 
-@pytest.fixture
-def plan(tmp_path: Path, folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     """Rows of equal numbers of tokens, some with a recording and some without: of each pair, one process gets either."""
+    place = tmp_path_factory.mktemp("plan")
     rows = []
     for i in range(4):
-        soundfile.write(tmp_path / f"{i}.wav", sound(0.5, seed=i), 16_000)
+        soundfile.write(place / f"{i}.wav", sound(0.5, seed=i), 16_000)
         rows.append({"query": "<audio>What?", "response": "the cat", "audio": f"{i}.wav"})
         rows.append(
             {"query": "What is this world and the man and the dog?", "response": "the man was walking in the rain"}
         )
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (place / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     settings = {
-        "model": str(folder), "data": str(tmp_path / "rows.jsonl"), "steps": STEPS, "shuffle": False, "trackers": [],
+        "model": str(folder), "data": str(place / "rows.jsonl"), "steps": STEPS, "shuffle": False, "trackers": [],
         "encoder": {"learn": "full", "learning_rate": 1.0e-3}, "projector": {"learning_rate": 1.0e-2},
         "language_model": {"learn": "lora", "rank": 2, "learning_rate": 1.0e-2}, "head": {"learn": "full"},
         "precision": "float32", "device": "cpu", "save_every": 2, "batch_tokens": 1, "clip_norm": 0.5,
         "schedule": "constant", "warmup": 0.0,
     }  # fmt: skip
-    file = tmp_path / "run.yaml"
+    file = place / "run.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file
 
@@ -64,35 +65,41 @@ def losses(folder: Path) -> list[tuple[float, float]]:
     return [(row["loss"], row["gradient_norm"]) for row in rows if "loss" in row]
 
 
-@pytest.fixture
-def alone(plan: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def alone(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process that takes for each step what the two take together."""
-    out = tmp_path / "alone"
+    out = tmp_path_factory.mktemp("one") / "alone"
     command = [sys.executable, "-m", "qwen2_audio.cli.main", "train", "sft", "--config", str(plan), f"out={out}"]
     run([*command, "accumulate=2"])
     return out
 
 
+@pytest.fixture(scope="module")
+def uneven(plan: Path) -> list[str]:
+    """Settings: autocast, a spoken-token loss, packs with several clips beside packs with none."""
+    rows = [json.loads(line) for line in (plan.parent / "rows.jsonl").read_text().splitlines()]
+    spoken = [{**row, "spoken": row["response"]} if "audio" in row else row for row in rows]
+    ordered = [*spoken[0::2], *spoken[1::2]]  # the recordings first: packs of some processes hold two, later ones none
+    file = plan.parent / "uneven.jsonl"
+    file.write_text("\n".join(map(json.dumps, ordered)))
+    changes = ["precision=bfloat16", "spoken_weight=0.1", "batch_tokens=150", "steps=4", "projector.learn=full"]
+    return [f"data={file}", f"evaluation.data={file}", *changes]
+
+
+@pytest.fixture(scope="module")
+def plain(plan: Path, uneven: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two") / "plain"
+    launch("ddp", plan, out, *uneven)
+    return out
+
+
 @pytest.mark.parametrize("engine", ["fsdp2", "deepspeed_z3"])
-def test_bfloat16_with_lora(engine: str, plan: Path, tmp_path: Path) -> None:
-    """Autocast over weights that stay in float32; packs with several clips beside packs with none; a spoken-token loss."""
+def test_bfloat16_with_lora(engine: str, plan: Path, uneven: list[str], plain: Path, tmp_path: Path) -> None:
+    """Autocast over weights that stay in float32."""
     if engine.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    spoken = [{**row, "spoken": row["response"]} if "audio" in row else row for row in rows]
-    uneven = [*spoken[0::2], *spoken[1::2]]  # the recordings first: packs of some processes hold two, later ones none
-    (tmp_path / "uneven.jsonl").write_text("\n".join(map(json.dumps, uneven)))
-    changes = ["precision=bfloat16", "spoken_weight=0.1", "batch_tokens=150", "steps=4", "projector.learn=full"]
-    for name, out in (("ddp", "plain"), (engine, engine)):
-        launch(
-            name,
-            plan,
-            tmp_path / out,
-            f"data={tmp_path}/uneven.jsonl",
-            "evaluation.data=" + str(tmp_path / "uneven.jsonl"),
-            *changes,
-        )
-    both = [torch.tensor([row[0] for row in losses(tmp_path / out)]) for out in ("plain", engine)]
+    launch(engine, plan, tmp_path / engine, *uneven)
+    both = [torch.tensor([row[0] for row in losses(out)]) for out in (plain, tmp_path / engine)]
     torch.testing.assert_close(both[0], both[1], atol=0.1, rtol=0.02)
 
 

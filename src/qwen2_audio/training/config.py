@@ -94,6 +94,8 @@ class TrainConfig:
         distil: share of the loss of an answer to a recording alone, of which "spoken" is known, or to writing alone, that is
             how far the model is from what the language model without LoRA expects after the same words in writing (Hinton
             et al. 2015).
+        distil_states: beside `distil`, weight of how far the states of all layers are from those with which it reads, from
+            the end of the question on; the first tokens of an answer then count more. See `training.distil`.
         dpo_beta: how closely "dpo" keeps to the reference; greater is closer.
         dpo_sft_weight: weight of the chosen answers' own next-token loss beside it.
         batch_tokens: tokens in one pack; a step takes `accumulate` packs on each process.
@@ -134,6 +136,7 @@ class TrainConfig:
     augmented: float = 0.0
     misread: float = 0.0
     distil: float = 0.0
+    distil_states: float = 0.0
     dpo_beta: float = 0.1
     dpo_sft_weight: float = 0.0
     batch_tokens: int = 1536
@@ -160,7 +163,9 @@ class TrainConfig:
         positive = "spoken_merges batch_tokens accumulate steps save_every keep clip_norm dpo_beta"
         for name in positive.split():
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in "minutes next_token_weight spoken_weight dpo_sft_weight workers weight_decay seed".split():
+        for (
+            name
+        ) in "minutes next_token_weight spoken_weight distil_states dpo_sft_weight workers weight_decay seed".split():
             _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         _check_choice(self, "stage", ("pretrain", "sft", "dpo"))
         _check_choice(self, "precision", ("auto", "float32", "bfloat16"))
@@ -176,6 +181,8 @@ class TrainConfig:
             raise UsageError(
                 "distil needs the language model as it was; let it learn by lora, and freeze embeddings and head"
             )
+        if self.distil_states and not self.distil:
+            raise UsageError("distil_states goes beside distil; set distil, too, or distil_states to 0")
         if self.stage == "dpo":
             for name, neutral in (("next_token_weight", 1), ("spoken_weight", 0), ("misread", 0), ("distil", 0)):
                 _check(

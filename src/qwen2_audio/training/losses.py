@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, ctc_loss, kl_div, logsigmoid, normalize
+from torch.nn.functional import cross_entropy, ctc_loss, logsigmoid, normalize
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from qwen2_audio.config import audio_tokens
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.training.collate import Pack
+from qwen2_audio.training.distil import divergences, first_weights, read, state_losses, tapped
 from qwen2_audio.training.feature_cache import FeatureCache
-from qwen2_audio.training.lora import without_lora
 
 HEAD_CHUNK = 256
 """Targets whose logits exist at once: with a vocabulary of 156,032, all of them would be most of a step's memory."""
@@ -25,7 +25,9 @@ def head_pieces(batch: Pack) -> int:
     return -(-len(batch.targets) // HEAD_CHUNK)
 
 
-def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None, distil: float = 0.0) -> Tensor:
+def target_losses(
+    model: Qwen2Audio, batch: Pack, audio: Tensor | None, distil: float = 0.0, distil_states: float = 0.0
+) -> Tensor:
     """Cross-entropy of every target of a pack, float32 [targets], in nats. The head runs on those positions only, a chunk
     at a time, and again in the backward pass.
 
@@ -33,24 +35,28 @@ def target_losses(model: Qwen2Audio, batch: Pack, audio: Tensor | None, distil: 
         audio: what `hear` gives for the pack.
         distil: share of the loss of answers to what is asked by voice alone, or in writing alone, that is, instead, the
             divergence from what the language model without LoRA expects after the same words in writing.
+        distil_states: weight of how far the states of its layers are beside it; see `training.distil`.
     """
     ids, at, targets = (tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets))
-    hidden = model.language_model.model(model.embed(ids, audio), batch.lengths)[at]
+    written = batch.in_writing if distil else None
+    with tapped(model, batch, batch.aloud, bool(written and distil_states)) as layers:
+        hidden = model.language_model.model(model.embed(ids, audio), batch.lengths)[at]
+    head = model.language_model.lm_head
 
     def losses(part: Tensor, wanted: Tensor) -> Tensor:
-        return cross_entropy(model.language_model.lm_head(part).float(), wanted, reduction="none")
+        return cross_entropy(head(part).float(), wanted, reduction="none")
 
-    def divergences(part: Tensor, of_reader: Tensor) -> Tensor:
-        ours, wanted = (model.language_model.lm_head(x).float().log_softmax(-1) for x in (part, of_reader))
-        return kl_div(ours, wanted, reduction="none", log_target=True).sum(-1)
-
-    pieces = batch.pieces or head_pieces(batch)
-    result = _in_pieces(losses, pieces, hidden, targets)
-    if not distil or batch.in_writing is None:
+    result = _in_pieces(losses, batch.pieces or head_pieces(batch), hidden, targets)
+    if written is None:
         return result
-    reader, aloud = _read(model, batch.in_writing), batch.aloud.to(model.device)
-    far = _in_pieces(divergences, head_pieces(batch.in_writing), hidden[aloud], reader)
-    return result.index_copy(0, aloud, (1 - distil) * result[aloud] + distil * far)
+    reader, its_layers = read(model, written, bool(distil_states))
+    aloud = batch.aloud.to(model.device)
+    far = _in_pieces(lambda ours, its: divergences(head(ours), head(its)), head_pieces(written), hidden[aloud], reader)
+    mixed = (1 - distil) * result[aloud] + distil * far
+    if distil_states:
+        mixed = mixed * first_weights(batch, batch.aloud).to(model.device)
+        mixed = mixed + distil_states * state_losses(layers, its_layers, batch, batch.aloud)
+    return result.index_copy(0, aloud, mixed)
 
 
 def _in_pieces(losses: Callable[[Tensor, Tensor], Tensor], pieces: int, hidden: Tensor, wanted: Tensor) -> Tensor:
@@ -60,16 +66,11 @@ def _in_pieces(losses: Callable[[Tensor, Tensor], Tensor], pieces: int, hidden: 
     return torch.cat([checkpoint(losses, part, other, use_reentrant=False) for part, other in parts])
 
 
-def _read(model: Qwen2Audio, batch: Pack) -> Tensor:
-    """What the language model was before LoRA at the targets of a pack without recordings: [targets, hidden_size]."""
-    with torch.no_grad(), without_lora(model):
-        hidden: Tensor = model.language_model.model(model.embed(batch.ids.to(model.device), None), batch.lengths)
-    return hidden[batch.predict_at.to(model.device)]
-
-
-def next_token_loss(model: Qwen2Audio, batch: Pack, audio: Tensor | None, distil: float = 0.0) -> Tensor:
+def next_token_loss(
+    model: Qwen2Audio, batch: Pack, audio: Tensor | None, distil: float = 0.0, distil_states: float = 0.0
+) -> Tensor:
     """Sum of the losses of all targets of a pack, in nats, each times its weight; see `target_losses`."""
-    losses = target_losses(model, batch, audio, distil)
+    losses = target_losses(model, batch, audio, distil, distil_states)
     return (losses * batch.weights.to(losses.device)).sum()
 
 

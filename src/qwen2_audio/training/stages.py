@@ -58,7 +58,8 @@ class NextToken:
         self.dataset = _rows(config, processor, build_example)
         self._cache = _cache(config, model)
         self._weight, self._next_weight = config.spoken_weight, config.next_token_weight
-        self._misread, self._seed, self._distil = config.misread, config.seed, config.distil
+        self._misread, self._seed = config.misread, config.seed
+        self._distil, self._distil_states = config.distil, config.distil_states
         self._spoken: SpokenTokenLoss | None = None
         if config.spoken_weight:
             self._pieces = processor.tokenizer.in_pieces(config.spoken_merges)
@@ -89,7 +90,7 @@ class NextToken:
         loss = torch.zeros((), device=model.device)
         shown: Shown = {}
         if self._next_weight:
-            following = next_token_loss(model, batch, audio, self._distil)
+            following = next_token_loss(model, batch, audio, self._distil, self._distil_states)
             shown["loss"] = (float(following.detach()), self.count(batch))
             loss = loss + self._next_weight * following
         if self._spoken is not None:

@@ -52,6 +52,7 @@ class Validation:
             augmented=0.0,
             misread=0.0,
             distil=0.0,
+            distil_states=0.0,
             feature_cache="",
             spoken_weight=spoken,
         )
