@@ -21,6 +21,7 @@ BETWEEN_WEIGHT = 8.0
 FIRST, FIRST_WEIGHT = 8, 3.0
 """Tokens of an answer that count more, since they decide what it is about, and how much."""
 _FLOOR, _MOST = 1e-4, 25.0
+"""Of a variance that distances are shares of, and of such a share: entries that hardly vary must not outweigh the others."""
 
 
 def read(model: Qwen2Audio, batch: Pack, states: bool) -> tuple[Tensor, list[Tensor]]:
