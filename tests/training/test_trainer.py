@@ -334,6 +334,9 @@ def test_layers_come_to_think_what_they_think_when_they_read(plan: TrainConfig, 
     data = Path(plan.data)
     question, answer = json.loads(data.read_text().splitlines()[0])["messages"]
     alone = {"messages": [{**question, "content": question["content"][:1]}, answer], "spoken": "the dog barked"}
+    answer["content"] = (
+        "the man was walking in the rain and the dog was in the world"  # more than the tokens that count more
+    )
     typed = {"messages": [{"role": "user", "content": "the man walked"}, answer]}
     data.write_text("\n".join(map(json.dumps, (typed, alone))))
     plan = replace(plan, distil=1.0, distil_states=0.5, projector=GroupConfig(), clip_norm=1e3, recompute=recompute)
@@ -348,6 +351,7 @@ def test_layers_come_to_think_what_they_think_when_they_read(plan: TrainConfig, 
         ours = states(model, model.embed(batch.ids, audio), batch.lengths)
         its = states(reader, reader.embed(written.ids, None), written.lengths)
     count = len(batch.targets) // 2  # of one answer; both have the same
+    assert count > 8
     places = [[*range(at - 4, at + count)] for at in (int(pack.predict_at[count]) for pack in (batch, written))]
     variances = [state[written.predict_at[0] - 4 :][: count + 4] for state in its]  # of the whole pack: both rows
     variances = [
@@ -364,6 +368,7 @@ def test_layers_come_to_think_what_they_think_when_they_read(plan: TrainConfig, 
     torch.testing.assert_close(both, expected, atol=1e-4, rtol=1e-4)
     assert both[:count].abs().max() < 1e-4  # nothing is learnt yet
     assert apart.min() > 0
+    data.write_text(json.dumps(alone))
     train(replace(plan, steps=30), silent)
     assert losses(plan)[-1] < 0.5 * losses(plan)[0]
     with pytest.raises(UsageError, match="distil_states goes beside distil"):

@@ -163,9 +163,8 @@ class TrainConfig:
         positive = "spoken_merges batch_tokens accumulate steps save_every keep clip_norm dpo_beta"
         for name in positive.split():
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for (
-            name
-        ) in "minutes next_token_weight spoken_weight distil_states dpo_sft_weight workers weight_decay seed".split():
+        not_negative = "minutes next_token_weight spoken_weight distil_states dpo_sft_weight workers weight_decay seed"
+        for name in not_negative.split():
             _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         _check_choice(self, "stage", ("pretrain", "sft", "dpo"))
         _check_choice(self, "precision", ("auto", "float32", "bfloat16"))
@@ -181,16 +180,10 @@ class TrainConfig:
             raise UsageError(
                 "distil needs the language model as it was; let it learn by lora, and freeze embeddings and head"
             )
-        if self.distil_states and not self.distil:
-            raise UsageError("distil_states goes beside distil; set distil, too, or distil_states to 0")
         if self.stage == "dpo":
-            for name, neutral in (("next_token_weight", 1), ("spoken_weight", 0), ("misread", 0), ("distil", 0)):
-                _check(
-                    getattr(self, name) == neutral,
-                    name,
-                    f'{neutral} in stage "dpo", which does not use it',
-                    getattr(self, name),
-                )
+            for name in ("next_token_weight", "spoken_weight", "misread", "distil", "distil_states"):
+                neutral, got = int(name == "next_token_weight"), getattr(self, name)
+                _check(got == neutral, name, f'{neutral} in stage "dpo", which does not use it', got)
         else:
             usual = {entry.name: entry.default for entry in fields(self)}
             for name in ("dpo_beta", "dpo_sft_weight"):
@@ -199,6 +192,8 @@ class TrainConfig:
         for name in ("misread", "distil"):
             rule = "0 where next_token_weight is 0"
             _check(bool(self.next_token_weight) or not getattr(self, name), name, rule, getattr(self, name))
+        if self.distil_states and not self.distil:
+            raise UsageError("distil_states goes beside distil; set distil, too, or distil_states to 0")
         if self.spoken_weight and self.embeddings.learn != "frozen":
             raise UsageError("spoken_weight needs the embeddings as they are; freeze them, or set it to 0")
         if not self.next_token_weight and not self.spoken_weight:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,28 +25,31 @@ _FLOOR, _MOST = 1e-4, 25.0
 """Of a variance that distances are shares of, and of such a share: entries that hardly vary must not outweigh the others."""
 
 
-def read(model: Qwen2Audio, batch: Pack, states: bool) -> tuple[Tensor, list[Tensor]]:
+def read(model: Qwen2Audio, batch: Pack, at: Tensor | None) -> tuple[Tensor, list[Tensor]]:
     """What the language model was before LoRA makes of a pack without recordings: hidden states at the targets
-    [targets, hidden_size]; and each layer's at `_places`, where they are wanted."""
-    with torch.no_grad(), without_lora(model), tapped(model, batch, None, states) as layers:
+    [targets, hidden_size]; and what `tapped` gives at `at`."""
+    with torch.no_grad(), without_lora(model), tapped(model, at) as layers:
         hidden: Tensor = model.language_model.model(model.embed(batch.ids.to(model.device), None), batch.lengths)
     return hidden[batch.predict_at.to(model.device)], layers
 
 
 @contextmanager
-def tapped(model: Qwen2Audio, batch: Pack, targets: Tensor | None, wanted: bool = True) -> Iterator[list[Tensor]]:
+def tapped(model: Qwen2Audio, at: Tensor | None) -> Iterator[list[Tensor]]:
     """A list that fills with the states of each layer of the language model, [places, hidden_size], as it runs over a pack.
 
     Args:
-        targets: those of the pack whose places are wanted, all when None.
+        at: int64 [places], the tokens whose states are wanted; None: of none, and the list stays empty.
     """
     layers: list[Tensor] = []
-    at = _places(batch, targets)[0].to(model.device) if wanted else None
+    if at is None:
+        yield layers
+        return
+    where = at.to(model.device)
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        layers.append(output[at])
+        layers.append(output[where])
 
-    hooks = [layer.register_forward_hook(keep) for layer in model.language_model.model.layers] if wanted else []
+    hooks = [layer.register_forward_hook(keep) for layer in model.language_model.model.layers]
     try:
         yield layers
     finally:
@@ -59,7 +63,39 @@ def divergences(ours: Tensor, readers: Tensor) -> Tensor:
     return kl_div(mine, theirs, reduction="none", log_target=True).sum(-1)
 
 
-def state_losses(ours: list[Tensor], readers: list[Tensor], batch: Pack, targets: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where states are compared: at the tokens from which answers are predicted, then at those between question and answer.
+
+    Attributes:
+        at: int64 [places], tokens of the pack.
+        owners: int64 [places], the target that each counts with.
+        weights: float32 [places], how much it counts.
+        of_targets: float32 [targets], how much the target itself counts.
+    """
+
+    at: Tensor
+    owners: Tensor
+    weights: Tensor
+    of_targets: Tensor
+
+
+def places(batch: Pack, targets: Tensor) -> Places:
+    """Those of the answers that are some of a pack's targets, int64 [targets]."""
+    at, sequences = batch.predict_at[targets], batch.sequence_of_targets[targets]
+    first = torch.searchsorted(sequences, sequences)  # of its own answer
+    count = torch.arange(len(at))
+    starts = first.unique()
+    between = at[starts][:, None] - torch.arange(1, BETWEEN + 1)
+    return Places(
+        torch.cat([at, between.flatten()]),
+        torch.cat([count, starts.repeat_interleave(BETWEEN)]),
+        torch.cat([torch.ones(len(at)), torch.full((between.numel(),), BETWEEN_WEIGHT)]),
+        torch.where(count - first < FIRST, FIRST_WEIGHT, 1.0),
+    )
+
+
+def state_losses(ours: list[Tensor], readers: list[Tensor], where: Places) -> Tensor:
     """How far the states of all layers are from the reader's, as shares of the variance that these have in the pack, averaged
     over layers and entries: float32 [targets]; the first target of an answer bears those between question and answer, too."""
     apart = torch.zeros(len(ours[0]), device=ours[0].device)
@@ -67,26 +103,5 @@ def state_losses(ours: list[Tensor], readers: list[Tensor], batch: Pack, targets
         mine, theirs = mine.float(), theirs.float()
         scale = (theirs - theirs.mean(0)).pow(2).mean(0) + _FLOOR
         apart = apart + ((mine - theirs).pow(2) / scale).clamp(max=_MOST).mean(-1) / len(ours)
-    _, owners, weights = (part.to(apart.device) for part in _places(batch, targets))
-    return apart.new_zeros(len(targets)).index_add(0, owners, apart * weights)
-
-
-def first_weights(batch: Pack, targets: Tensor) -> Tensor:
-    """float32 [targets]: FIRST_WEIGHT for the first tokens of an answer, 1 for the others."""
-    owners = batch.sequence_of_targets[targets]
-    rank = torch.arange(len(owners)) - torch.searchsorted(owners, owners)
-    return torch.where(rank < FIRST, FIRST_WEIGHT, 1.0)
-
-
-def _places(batch: Pack, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Where states are compared: int64 [places], the tokens from which targets are predicted, then those between question and
-    answer; int64 [places], the target that each counts with; float32 [places], how much."""
-    at, owners = batch.predict_at, batch.sequence_of_targets
-    if targets is not None:
-        at, owners = at[targets], owners[targets]
-    first = torch.searchsorted(owners, owners.unique())
-    between = at[first][:, None] - torch.arange(1, BETWEEN + 1)
-    places = torch.cat([at, between.flatten()])
-    weights = torch.ones(len(places))
-    weights[len(at) :] = BETWEEN_WEIGHT
-    return places, torch.cat([torch.arange(len(at)), first.repeat_interleave(BETWEEN)]), weights
+    owners, weights = where.owners.to(apart.device), where.weights.to(apart.device)
+    return apart.new_zeros(len(where.of_targets)).index_add(0, owners, apart * weights)

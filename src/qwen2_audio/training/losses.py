@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from qwen2_audio.config import audio_tokens
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.training.collate import Pack
-from qwen2_audio.training.distil import divergences, first_weights, read, state_losses, tapped
+from qwen2_audio.training.distil import divergences, places, read, state_losses, tapped
 from qwen2_audio.training.feature_cache import FeatureCache
 
 HEAD_CHUNK = 256
@@ -39,7 +39,8 @@ def target_losses(
     """
     ids, at, targets = (tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets))
     written = batch.in_writing if distil else None
-    with tapped(model, batch, batch.aloud, bool(written and distil_states)) as layers:
+    where = places(batch, batch.aloud) if written is not None and distil_states else None
+    with tapped(model, None if where is None else where.at) as layers:
         hidden = model.language_model.model(model.embed(ids, audio), batch.lengths)[at]
     head = model.language_model.lm_head
 
@@ -49,13 +50,14 @@ def target_losses(
     result = _in_pieces(losses, batch.pieces or head_pieces(batch), hidden, targets)
     if written is None:
         return result
-    reader, its_layers = read(model, written, bool(distil_states))
+    of_reader = None if where is None else places(written, torch.arange(len(written.targets))).at
+    reader, its_layers = read(model, written, of_reader)
     aloud = batch.aloud.to(model.device)
     far = _in_pieces(lambda ours, its: divergences(head(ours), head(its)), head_pieces(written), hidden[aloud], reader)
     mixed = (1 - distil) * result[aloud] + distil * far
-    if distil_states:
-        mixed = mixed * first_weights(batch, batch.aloud).to(model.device)
-        mixed = mixed + distil_states * state_losses(layers, its_layers, batch, batch.aloud)
+    if where is not None:
+        mixed = mixed * where.of_targets.to(model.device)
+        mixed = mixed + distil_states * state_losses(layers, its_layers, where)
     return result.index_copy(0, aloud, mixed)
 
 
