@@ -6,9 +6,13 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from qwen2_audio.evaluation.judge import ALONE, Judge, Request
+
+KEY = "sk-this-is-a-secret"
 
 
 @dataclass(frozen=True)
@@ -115,3 +119,12 @@ class JudgeServer:
                 """Nothing."""
 
         return Handler
+
+
+def quick(server: JudgeServer, **options: object) -> Judge:
+    """A judge at that server who does not wait long."""
+    return replace(Judge("a-judge", server.url, attempts=3, pause=0.01, timeout=5.0), **options)
+
+
+def requests(*prompts: str) -> list[Request]:
+    return [Request(f"sample {number}", ALONE, prompt) for number, prompt in enumerate(prompts)]

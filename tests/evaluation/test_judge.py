@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,26 +12,10 @@ from pathlib import Path
 import pytest
 
 from qwen2_audio.errors import UsageError
-from qwen2_audio.evaluation.judge import ALONE, Judge, Request, comparison, read_mark, read_pair, single
-from qwen2_audio.evaluation.judge_cache import read_replies
-from tests.evaluation.judge_server import Action, Drop, Hang, JudgeServer, Status, refusal
+from qwen2_audio.evaluation.judge import Judge, Request, comparison, read_mark, read_pair, single
+from tests.evaluation.judge_server import KEY, Action, Drop, Hang, JudgeServer, Status, quick, refusal, requests
 
-KEY = "sk-this-is-a-secret"
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "*")
-
-
-def quick(server: JudgeServer, **options: object) -> Judge:
-    """A judge at that server who does not wait long."""
-    return replace(Judge("a-judge", server.url, attempts=3, pause=0.01, timeout=5.0), **options)
-
-
-def requests(*prompts: str) -> list[Request]:
-    return [Request(f"sample {number}", ALONE, prompt) for number, prompt in enumerate(prompts)]
+pytestmark = pytest.mark.usefixtures("judge_key")
 
 
 def always(action: Action) -> Callable[[str, int], Action]:
@@ -300,7 +281,7 @@ def test_a_key_that_is_none_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "sk-" not in str(error.value)
 
 
-# many at once, and what is kept
+# many at once
 
 
 def test_so_many_at_a_time_and_in_order() -> None:
@@ -321,81 +302,3 @@ def test_equal_requests_are_asked_once() -> None:
         replies = quick(server).ask([*requests("q", "q"), Request("other", "model_first", "q")])
     assert [reply.text for reply in replies] == ["8 7"] * 3
     assert len(server.bodies) == 2  # another position is another request
-
-
-def test_a_kept_reply_is_not_asked_for_again(tmp_path: Path) -> None:
-    cache = tmp_path / "new" / "replies.jsonl"
-    with JudgeServer(lambda prompt, _: f"«{prompt}» \ud800") as server:
-        judge = quick(server, cache=cache)
-        first = judge.ask(requests("a", "b"))
-        assert judge.ask(requests("a", "b")) == first and len(server.bodies) == 2
-        replace(judge, model="another").ask(requests("a"))
-        replace(judge, mode="official").ask(requests("a"))
-        replace(judge, mode="official", seed=1).ask(requests("a"))
-        assert len(server.bodies) == 5
-    rows = [json.loads(line) for line in cache.read_text().splitlines()]
-    assert {(row["sample"], row["position"], row["judge"], row["mode"]) for row in rows[:2]} == {
-        ("sample 0", "alone", "a-judge", "deterministic"), ("sample 1", "alone", "a-judge", "deterministic"),
-    }  # fmt: skip
-    assert {row["reply"] for row in rows[:2]} == {"«a» \ud800", "«b» \ud800"}
-    assert KEY not in cache.read_text()
-
-
-def test_recorded_replies_need_no_server(tmp_path: Path) -> None:
-    cache = tmp_path / "replies.jsonl"
-    with JudgeServer(lambda prompt, _: prompt.upper()) as server:
-        live = quick(server, cache=cache)
-        replies = live.ask(requests("a", "b"))
-    offline = replace(live, cache=None, recorded=cache)
-    before = cache.read_bytes()
-    assert offline.ask(requests("a", "b")) == replies
-    with pytest.raises(
-        UsageError, match=r"no reply of a-judge \(deterministic\) about sample 'sample 1' \(alone\), and 2"
-    ):
-        offline.ask(requests("a", "new", "newer"))
-    with pytest.raises(UsageError, match="cannot read the judge's replies"):
-        replace(offline, recorded=tmp_path / "none.jsonl").ask(requests("a"))
-    assert cache.read_bytes() == before
-
-
-@pytest.mark.parametrize("left", [b'{"key": "x", "rep', b'{"key": "y", "reply": "6 6"}', b""])
-def test_what_a_killed_run_left_of_a_line(tmp_path: Path, left: bytes) -> None:
-    cache = tmp_path / "replies.jsonl"
-    with JudgeServer(lambda prompt, _: prompt.upper()) as server:
-        judge = quick(server, cache=cache)
-        judge.ask(requests("a"))
-        cache.write_bytes(cache.read_bytes() + left)
-        judge.ask(requests("a", "b"))
-    assert server.prompts == ["a", "b"]
-    assert sorted(read_replies(cache).values()) == sorted(["A", "B", *(["6 6"] if b"6 6" in left else [])])
-    assert cache.read_bytes().endswith(b"\n")
-
-
-def test_a_line_that_is_none_is_named(tmp_path: Path) -> None:
-    cache = tmp_path / "replies.jsonl"
-    cache.write_text('{"key": "x", "reply": "8 7"}\n{"key": "y"}\n')
-    with pytest.raises(UsageError, match=r"replies.jsonl, line 2: expected .* mend or delete the line"):
-        Judge("a-judge", "http://127.0.0.1:9/v1", cache=cache).ask(requests("q"))
-
-
-CUT_RUN = """
-import sys
-from pathlib import Path
-from qwen2_audio.evaluation.judge import ALONE, Judge, Request
-judge = Judge("a-judge", sys.argv[1], cache=Path(sys.argv[2]), concurrency=1)
-judge.ask([Request(str(n), ALONE, str(n)) for n in range(8)])
-"""
-
-
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    cache = tmp_path / "replies.jsonl"
-    with JudgeServer(lambda prompt, times: Hang if prompt == "5" and not times else prompt * 2) as server:
-        run = subprocess.Popen([sys.executable, "-c", CUT_RUN, server.url, str(cache)])
-        while len(server.bodies) < 6 and run.poll() is None:
-            time.sleep(0.02)
-        run.kill()
-        run.wait()
-        assert server.prompts == list("012345")
-        replies = quick(server, cache=cache).ask([Request(str(n), ALONE, str(n)) for n in range(8)])
-    assert [reply.text for reply in replies] == ["00", "11", "22", "33", "44", "55", "66", "77"]
-    assert sorted(server.prompts[6:]) == ["5", "6", "7"]
