@@ -4,6 +4,7 @@
     python recipes/mini/average.py FIRST.safetensors SECOND.safetensors OUT.safetensors --share 0.5 --share-of-encoder 0.2
     python recipes/mini/average.py FIRST.safetensors SECOND.safetensors OUT.safetensors --share 0.5 --start START.safetensors
     python recipes/mini/average.py RUN.safetensors RUN.safetensors OUT.safetensors --encoder 0.5
+    python recipes/mini/average.py RUN.safetensors RUN.safetensors OUT.safetensors --encoder-from 3
 
 Both are of the same family of solutions, so that the weights between them are good ones, often better than either (Wortsman et
 al. 2022): what the second run learnt on few rows, without all that it forgot. A matrix of lower rank in the first is taken as
@@ -13,7 +14,8 @@ With `--start`, from which both runs set out, each tensor of the first is given 
 (Ilharco et al. 2023; of a correction's two factors that is about that share of the change). Ranks must then be the same.
 
 With `--encoder`, the result's encoder goes back towards Whisper's own and keeps that share of what it learnt: what it hears of
-unfamiliar speakers suffers from what it learnt of few (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+unfamiliar speakers suffers from what it learnt of few (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"). With
+`--encoder-from`, the layers of the encoder below that one go back altogether: the first ones hear voices, the last ones words.
 """
 
 from __future__ import annotations
@@ -73,6 +75,12 @@ def keep_of_encoder(tensors: dict[str, Tensor], share: float) -> dict[str, Tenso
     return {name: (tensor * share if name in ours else tensor) for name, tensor in tensors.items()}
 
 
+def without_first_layers(tensors: dict[str, Tensor], first: int) -> dict[str, Tensor]:
+    """The same without what the encoder's layers below `first`, counted from 0, learnt."""
+    back = tuple(f"audio_tower.layers.{number}." for number in range(first))
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(back)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path)
@@ -82,10 +90,12 @@ def main() -> None:
     parser.add_argument("--share-of-encoder", type=float, help="the same for the encoder, where it is another")
     parser.add_argument("--start", type=Path, help="what both runs set out from")
     parser.add_argument("--encoder", type=float, default=1.0, help="share that stays of what the encoder learnt")
+    parser.add_argument("--encoder-from", type=int, default=0, help="first layer that keeps what it learnt")
     args = parser.parse_args()
     start = read(args.start) if args.start else None
     mixed = average(read(args.first), read(args.second), args.share, start, args.share_of_encoder)
-    save_file(keep_of_encoder(mixed, args.encoder), args.out, metadata={"lora_scale": "1.0"})
+    mixed = without_first_layers(keep_of_encoder(mixed, args.encoder), args.encoder_from)
+    save_file(mixed, args.out, metadata={"lora_scale": "1.0"})
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ def test_stages(plan: Path, tmp_path: Path, stage: str) -> None:
             ["language_model.targets=[q_prj]"],
             "language_model.targets has 'q_prj', which is no linear layer of it; there are down_proj",
         ),
+        (["language_model.layers=[0, 9]"], "language_model.layers has 9, which is no layer of it; there are 0 to "),
+        (["projector.layers=[0]"], "projector.layers has 0, which is no layer of it; it has none"),
         (["model=/no/such/model"], "/no/such/model"),
         (["stage=dpo"], "is for stage 'dpo', not 'sft'; give another file, or stage=sft"),
     ],

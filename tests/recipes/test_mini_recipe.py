@@ -265,3 +265,10 @@ def test_an_encoder_goes_back_towards_its_beginning() -> None:
     names = ["audio_tower.layers.0.fc1.lora_A", "audio_tower.layers.0.fc1.lora_B", "language_model.x.lora_B"]
     kept = recipe("average").keep_of_encoder({name: torch.ones(2) for name in names}, 0.25)
     assert {name: float(kept[name][0]) for name in names} == dict(zip(names, [1.0, 0.25, 1.0], strict=True))
+
+
+def test_an_encoders_first_layers_go_back_altogether() -> None:
+    names = [f"audio_tower.layers.{number}.fc1.lora_B" for number in (0, 1, 2, 10)]
+    names.append("language_model.model.layers.0.x.lora_B")
+    kept = recipe("average").without_first_layers({name: torch.ones(2) for name in names}, 2)
+    assert list(kept) == names[2:]

@@ -181,6 +181,17 @@ def test_scales_are_multiplied_in_when_written(plan: TrainConfig, tmp_path: Path
         start_from(model, tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize("learn", ["lora", "full"])
+def test_only_the_layers_named_learn(plan: TrainConfig, learn: str) -> None:
+    model, everywhere = tiny_model(seed=1), tiny_model(seed=1)
+    frozen = replace(plan, projector=GroupConfig(), language_model=GroupConfig())
+    choose_what_learns(model, replace(frozen, encoder=GroupConfig(learn, layers=(1,))))
+    choose_what_learns(everywhere, replace(frozen, encoder=GroupConfig(learn)))
+    names, all_names = names_of_trained(model), names_of_trained(everywhere)
+    assert names and names == [name for name in all_names if name.startswith("audio_tower.layers.1.")]
+    assert len(names) < len(all_names)
+
+
 def test_kept_features_are_the_features(plan: TrainConfig, processor: Processor, tmp_path: Path) -> None:
     kept = replace(plan, feature_cache=str(tmp_path / "cache"), out=plan.out + "-kept")
     a, b = load_file(train(plan, silent)), load_file(train(kept, silent))

@@ -21,6 +21,7 @@ class GroupConfig:
         rank: of the corrections.
         alpha: their scale is alpha / rank, or alpha / sqrt(rank) for "rslora".
         targets: last names of the linear layers that are corrected, all when empty.
+        layers: numbers of the transformer's layers that learn, from 0; all, and what stands outside them, when empty.
         kind: "lora" (Hu et al. 2021), "rslora" (Kalajdzievski 2023) or "dora" (Liu et al. 2024).
     """
 
@@ -29,6 +30,7 @@ class GroupConfig:
     rank: int = 16
     alpha: float = 32.0
     targets: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
     kind: str = "lora"
 
     def __post_init__(self) -> None:
@@ -226,6 +228,7 @@ _KINDS: dict[str, Any] = {
     "float": int | float,
     "bool": bool,
     "tuple[str, ...]": tuple,
+    "tuple[int, ...]": tuple,
     "str | Mapping[str, float]": str | Mapping,
 }
 

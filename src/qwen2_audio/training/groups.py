@@ -44,9 +44,11 @@ def choose_what_learns(model: Qwen2Audio, config: TrainConfig) -> None:
     model.requires_grad_(False)
     for group in GROUPS:
         settings: GroupConfig = getattr(config, group)
+        if settings.learn != "frozen":
+            _check_layers(model, group, settings)
         if settings.learn == "full":
             for name, parameter in model.named_parameters():
-                if group_of(name) == group and name != _NEVER:
+                if group_of(name) == group and name != _NEVER and _within(name, settings):
                     parameter.requires_grad_(True)
         elif settings.learn == "lora":
             names = _targets(model, group, settings)
@@ -56,7 +58,11 @@ def choose_what_learns(model: Qwen2Audio, config: TrainConfig) -> None:
 
 
 def _targets(model: nn.Module, group: str, settings: GroupConfig) -> list[str]:
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and group_of(n) == group]
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and group_of(name) == group and _within(name, settings)
+    ]
     known = sorted({name.rpartition(".")[2] for name in linear})
     unknown = [target for target in settings.targets if target not in known]
     if unknown:
@@ -64,6 +70,21 @@ def _targets(model: nn.Module, group: str, settings: GroupConfig) -> list[str]:
             f"{group}.targets has {unknown[0]!r}, which is no linear layer of it; there are {', '.join(known)}"
         )
     return [name for name in linear if not settings.targets or name.rpartition(".")[2] in settings.targets]
+
+
+def _within(name: str, settings: GroupConfig) -> bool:
+    """Whether a parameter or layer of a group lies in those of the transformer's layers that learn."""
+    _, inside, rest = f"{name}.".partition("layers.")
+    return not settings.layers or (bool(inside) and int(rest.partition(".")[0]) in settings.layers)
+
+
+def _check_layers(model: nn.Module, group: str, settings: GroupConfig) -> None:
+    names = [name for name, _ in model.named_parameters() if group_of(name) == group]
+    known = {int(name.partition("layers.")[2].partition(".")[0]) for name in names if "layers." in name}
+    unknown = [number for number in settings.layers if number not in known]
+    if unknown:
+        there = f"there are 0 to {max(known)}" if known else "it has none"
+        raise UsageError(f"{group}.layers has {unknown[0]!r}, which is no layer of it; {there}")
 
 
 def optimizer_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
