@@ -54,6 +54,35 @@ def test_serves_until_told_to_end_and_finishes_what_runs(folder: Path) -> None:
     assert "a-key-of-ours" not in err and "hello" not in err
 
 
+_DOWNLOADING = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from qwen2_audio.checkpoints import hub
+from qwen2_audio.cli.main import app
+
+def download(*_args, **_options):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(print, "downloading", flush=True).result()
+        pool.submit(time.sleep, 600).result()
+
+hub.find_checkpoint = download
+sys.argv = ["qwen2-audio", "serve", "--model", "some/model", "--port", "0"]
+app()
+"""
+
+
+def test_an_end_during_the_download_does_not_wait_for_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", _DOWNLOADING], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            if process.stdout is None:
+                raise TypeError("no stdout")
+            assert process.stdout.readline() == "downloading\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(LIMIT) == 0
+        finally:
+            process.kill()
+
+
 def _ask_and_end(process: subprocess.Popen[str]) -> None:
     if process.stdout is None:
         raise TypeError("no stdout")

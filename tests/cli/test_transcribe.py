@@ -126,6 +126,19 @@ def test_failures_leave_no_files(run: Run, assistant: FakeAssistant, talks: Path
     assert files_in(tmp_path / "out") == ["a.txt", "b.txt"]
 
 
+def test_a_transcript_that_cannot_be_written_does_not_keep_the_others(
+    run: Run, assistant: FakeAssistant, talks: Path, tmp_path: Path
+) -> None:
+    out, name = tmp_path / "out", "谈" * 83  # 249 bytes: the name of the transcript just fits
+    (talks / "b.wav").rename(talks / f"{name}.wav")
+    out.mkdir()
+    (out / "deep").write_text("no folder")
+    result = run("transcribe", talks, "-o", out)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "long.WAV: cannot write " in result.err and "give another folder" in result.err
+    assert files_in(out) == ["a.txt", "deep", f"{name}.txt"]
+
+
 @pytest.mark.parametrize("missing", ["talks/", "", "talk.wav/"])
 def test_what_is_no_file_is_said_whatever_its_spelling(
     run: Run, assistant: FakeAssistant, tmp_path: Path, missing: str

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,8 @@ def test_every_option_is_said_in_the_words_of_the_server() -> None:
         },
     }  # fmt: skip
     assert option_fields(options, OURS, "it") == {**fields, "top_k": 0}
+    assert option_fields(replace(options, seed=2**64 - 1), VLLM, "it") == {**fields, "seed": -1}
+    assert option_fields(replace(options, seed=2**63 - 1), VLLM, "it") == {**fields, "seed": 2**63 - 1}
     assert option_fields(options, SGLANG, "it") == fields
 
 

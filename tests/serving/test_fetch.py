@@ -376,17 +376,21 @@ def test_the_certificate_must_be_the_hosts_and_https_stays_https(tmp_path: Path)
     asked: list[str | None] = []
     context.sni_callback = lambda sock, name, _: asked.append(name)
 
-    async def run(url: str, server: int) -> bytes:
+    def lasting(handler: BaseHTTPRequestHandler) -> None:
+        handler.protocol_version, handler.close_connection = "HTTP/1.1", False  # it would keep the connection
+        answer(handler)
+
+    async def run(server: int) -> None:
         fetcher = Fetcher(settings(), Names(), ToLoopback(server, verify=trust))
         try:
-            return await fetcher.fetch(url)
+            assert await fetcher.fetch("https://media.test/sound") == SOUND
+            with pytest.raises(AudioError, match="does not answer"):
+                await fetcher.fetch("https://other.test/sound")
+            with pytest.raises(AudioError, match="from https to http"):
+                await fetcher.fetch("https://media.test/to?http://media.test/sound")
         finally:
             await fetcher.close()
 
-    with serving(answer, context) as server:
-        assert asyncio.run(run("https://media.test/sound", server)) == SOUND
-        with pytest.raises(AudioError, match="does not answer"):
-            asyncio.run(run("https://other.test/sound", server))
-        with pytest.raises(AudioError, match="from https to http"):
-            asyncio.run(run("https://media.test/to?http://media.test/sound", server))
+    with serving(lasting, context) as server:
+        asyncio.run(run(server))
     assert asked[:2] == ["media.test", "other.test"]

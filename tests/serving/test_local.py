@@ -161,6 +161,12 @@ def test_adapters_are_models_of_their_own(live: Live, folder: Path, trained: Pat
     assert texts[0::2] != texts[1::2]
 
 
+def test_a_models_context_is_what_fits_into_its_cache(folder: Path, trained: Path) -> None:
+    backend = LocalBackend(LocalConfig(str(folder), adapters=(("changed", str(trained)),), cache_tokens=300))
+    backend._read_checkpoint()
+    assert [card.context_length for card in backend.models] == [150, 150]
+
+
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 def test_an_adapter_shares_what_it_does_not_change(folder: Path, trained: Path, quantize: str) -> None:
     plan = EnginePlan(str(folder), "tiny", (("changed", str(trained)),), "cpu", quantize=quantize, cache_tokens=8000)

@@ -23,6 +23,7 @@ from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
 from qwen2_audio.serving.backend import Delta, Job, OverloadedError
+from qwen2_audio.serving.settings import Settings
 from qwen2_audio.serving.ui.asking import Asking
 from qwen2_audio.serving.ui.bubbles import clip_card, messages, plain, turn_at, unescaped
 from qwen2_audio.serving.ui.chat import Chat, Turn
@@ -40,6 +41,8 @@ from tests.tiny import sound
 
 PACKAGE = Path(qwen2_audio.serving.ui.__file__).parent
 OPTIONS = GenerationOptions()
+WISHES = ("", "", 0.0, 1.0, 0, 1.0, 64, "", False, "")
+"""The side panel untouched."""
 
 
 def clip(seconds: float = 1.0, name: str = "a.wav") -> Any:
@@ -67,6 +70,14 @@ def answered(backend: FakeBackend, chat: Chat, turn: Turn, system: str = "") -> 
 
     asyncio.run(run())
     return turn
+
+
+def hearing_of(**limits: Any) -> Hearing:
+    return Hearing(PlainMedia(), Clips(), Settings(**limits))  # type: ignore[arg-type]
+
+
+def asking_of(backend: FakeBackend, **limits: Any) -> Asking:
+    return Asking(backend, hearing_of(**limits), Sessions("en"))
 
 
 def test_an_answer_and_what_it_was_asked_with() -> None:
@@ -124,6 +135,54 @@ def test_a_stream_beats_before_its_first_token() -> None:
             return await anext(news)
 
     assert asyncio.run(run()) is False
+
+
+def test_an_overtaken_answer_leaves_the_stop_button() -> None:
+    asking = asking_of(FakeBackend(delay=0.01))
+    session = asking._session(SimpleNamespace(session_hash="me"))  # type: ignore[arg-type]
+    first, second = Turn("word " * 500), Turn("word " * 20)
+
+    async def run(turn: Turn) -> list[Any]:
+        return [composer async for _, _, composer, _, _ in asking._ask(session, turn, Wishes(*WISHES))]
+
+    async def both() -> tuple[list[Any], list[Any]]:
+        early = asyncio.create_task(run(first))
+        while not first.answer:
+            await asyncio.sleep(0.01)
+        late = asyncio.create_task(run(second))
+        return await early, await late
+
+    early, late = asyncio.run(both())
+    assert (first.state, second.state) == ("stopped", "done")
+    assert early[0]["stop_btn"] is True and all("stop_btn" not in composer for composer in early[1:])
+    assert late[0]["stop_btn"] is True and late[-1]["stop_btn"] is False
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"max_clips": 2}, "there are 3 recordings"),
+        ({"max_request_seconds": 3.5}, "longer than 3.5 s together"),
+        ({"max_text_chars": 9}, "more than 9 characters"),
+    ],
+)
+def test_a_conversation_has_the_servers_limits(limits: dict[str, Any], reason: str) -> None:
+    backend = FakeBackend()
+    asking = asking_of(backend, **limits)
+    session = asking._session(SimpleNamespace(session_hash="me"))  # type: ignore[arg-type]
+    session.chat.turns.append(Turn("Hello", (clip(),), "World"))
+    turn = Turn("", (clip(), clip(), clip()))
+
+    async def run() -> None:
+        async for _ in asking._ask(session, turn, Wishes(*WISHES)):
+            pass
+
+    asyncio.run(run())
+    assert turn.state == "failed" and reason in turn.problem and not backend.jobs
+    with pytest.raises(AudioError, match="there are 17 recordings"):
+        asyncio.run(hearing_of().files(["no such file"] * 17))
+    with pytest.raises(AudioError, match="there are 17 recordings"):
+        asyncio.run(hearing_of().addresses("http://host/a.mp3 " * 17))
 
 
 def test_messages_and_their_turns() -> None:
@@ -220,7 +279,7 @@ def test_a_turn_whose_recording_is_gone_is_not_saved() -> None:
 def test_a_bad_file_leaves_the_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warned: list[str] = []
     monkeypatch.setattr("gradio.Warning", warned.append)
-    asking = Asking(FakeBackend(), Hearing(PlainMedia(), Clips()), Sessions("en"))  # type: ignore[arg-type]
+    asking = asking_of(FakeBackend())
     visitor: Any = SimpleNamespace(session_hash="me")
     turns = asking._session(visitor).chat.turns
     turns.append(Turn("question", (), "answer"))
@@ -263,7 +322,7 @@ def test_other_files_are_no_conversation(text: str) -> None:
     ],
 )
 def test_addresses_of_recordings(text: str, left: str, fetched: int) -> None:
-    hearing = Hearing(PlainMedia(), Clips())  # type: ignore[arg-type]
+    hearing = hearing_of()
     assert [*asyncio.run(hearing.addresses(text))[:1]] == [left]
     assert len(asyncio.run(hearing.addresses(text))[1]) == fetched
 

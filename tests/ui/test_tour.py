@@ -50,6 +50,20 @@ def test_speaking_with_the_button(open_page: Open, backend: FakeBackend) -> None
     assert page.locator(f"{QUESTIONS} .qa-clip").count() == 1
 
 
+def test_speaking_again_while_an_answer_is_written(open_page: Open, slow: FakeBackend) -> None:
+    page = open_page()
+    ask(page, " ".join(f"word{number}" for number in range(400)))
+    page.wait_for_function(f"document.querySelector('{ANSWERS}')?.textContent.includes('word1')")
+    for number in (2, 3):  # the second is spoken while the first one's answer is being written
+        page.click(".qa-press")
+        page.wait_for_selector('.qa-talk[data-state="recording"]')
+        page.wait_for_timeout(600)
+        page.click(".qa-press")
+        page.wait_for_function(f"document.querySelectorAll('{QUESTIONS}').length === {number}")
+    wait_for_answer(page, " s]", number=4)  # the first one's "Stopped." is a row of its own
+    page.wait_for_selector("#qa-composer .submit-button")
+
+
 def test_stop(open_page: Open, slow: FakeBackend) -> None:
     page = open_page()
     words = " ".join(f"word{number}" for number in range(400))

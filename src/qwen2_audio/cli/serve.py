@@ -168,6 +168,7 @@ def backend_of(own: LocalConfig, engines: list[str] | None, key_variable: str | 
 def run(backend: Backend, settings: Settings, *, ui: bool, inbrowser: bool = False, language: Language = "en") -> None:
     """Serve until told to end; with `ui` also the page, which `inbrowser` opens once it can answer."""
     import asyncio
+    import os
     import sys
     import webbrowser
 
@@ -196,3 +197,7 @@ def run(backend: Backend, settings: Settings, *, ui: bool, inbrowser: bool = Fal
 
     log_to(sys.stderr)
     asyncio.run(serve(server, app, listener, announce))
+    if not backend.models:  # told to end during a download, whose threads Python would wait for
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -37,6 +37,11 @@ class _Heard:
     segments: Sequence[Segment]
     seconds: float
 
+    @property
+    def source(self) -> str:
+        """Where it came from."""
+        return self.recording.source
+
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
@@ -140,15 +145,17 @@ class _Work:
         try:
             for outcome in self._outcomes(batch_size, options):
                 self._bar.stop()
-                if isinstance(outcome, _Failed):
-                    message = str(outcome.error)
+                try:
+                    if isinstance(outcome, _Failed):
+                        raise outcome.error
+                    self._deliver(outcome)
+                    self._note_if_cut(outcome, options)
+                except Qwen2AudioError as error:
+                    message = str(error)
                     report(
                         message if not outcome.source or outcome.source in message else f"{outcome.source}: {message}"
                     )
                     failed = True
-                else:
-                    self._deliver(outcome)
-                    self._note_if_cut(outcome, options)
                 self._bar.finished()
         finally:
             self._bar.stop()
@@ -220,15 +227,15 @@ class _Work:
         from qwen2_audio.longform.segments import join_texts
         from qwen2_audio.longform.subtitles import write
 
-        source, formats = heard.recording.source, self._transcripts.formats
+        formats = self._transcripts.formats
         text = join_texts(segment.text for segment in heard.segments)
         if self._transcripts.folder is not None:
             self._transcripts.write(heard.recording, heard.segments, heard.seconds)
         elif self._as_json:
-            line = {"file": source, "text": text, "duration": round(heard.seconds, 3)}
+            line = {"file": heard.source, "text": text, "duration": round(heard.seconds, 3)}
             print(json.dumps(line, ensure_ascii=False), flush=True)
         elif formats == ("txt",):
-            print(f"{source}\t{text}" if self._named else text, flush=True)
+            print(f"{heard.source}\t{text}" if self._named else text, flush=True)
         else:
             print(write(heard.segments, formats[0], duration=heard.seconds), end="", flush=True)
 

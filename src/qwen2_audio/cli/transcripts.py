@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,15 +69,26 @@ class Transcripts:
         )
 
     def write(self, recording: Recording, segments: Sequence[Segment], duration: float) -> None:
-        """Write the files of a recording."""
+        """Write the files of a recording.
+
+        Raises:
+            UsageError: one cannot be written there.
+        """
         if self.folder is None:
             raise TypeError("there is no folder to write to")
         for format in self.formats:
             path = self._path(self.folder, recording, format)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(path.name + ".part")
-            beside.write_text(write(segments, format, duration=duration), encoding="utf-8")
-            beside.replace(path)
+            beside = path.with_name(f".{os.getpid()}.part")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                beside.write_text(write(segments, format, duration=duration), encoding="utf-8")
+                beside.replace(path)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:  # nor can the others be written
+                    raise
+                with suppress(OSError):
+                    beside.unlink(missing_ok=True)
+                raise UsageError(f"cannot write {path}: {error.strerror}; give another folder") from error
 
     @staticmethod
     def _path(folder: Path, recording: Recording, format: Format) -> Path:

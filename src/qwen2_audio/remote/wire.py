@@ -171,6 +171,8 @@ def given_fields(given: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
             out["logit_bias"] = {str(token): bias for token, bias in value}
         elif name == "top_k" and value == 0:
             out["top_k"] = dialect.top_k_off
+        elif name == "seed":
+            out["seed"] = value if value < 2**63 else value - 2**64  # servers take signed numbers
         else:
             out[_FIELDS.get(name, name)] = list(value) if isinstance(value, tuple) else value
     return out

@@ -188,7 +188,8 @@ class Fetcher:
             request = self._client.build_request(
                 "GET",
                 url.copy_with(host=address, fragment=None),
-                headers={"Host": url.netloc.decode("ascii")},
+                # no connection is kept: it would serve whatever host has the same address, its certificate unseen
+                headers={"Host": url.netloc.decode("ascii"), "Connection": "close"},
                 extensions={"sni_hostname": url.host},  # the certificate must be the host's
             )
             try:

@@ -251,7 +251,8 @@ class LocalBackend:
         self._processor = load_processor(folder, load_config(folder))
         defaults = read_defaults(folder, self._processor)
         self._end_ids = defaults.end_ids
-        context, window = self._processor.context_length, defaults.transcription_window
+        room = config.cache_tokens // (1 + len(config.adapters))  # each has a cache of its own
+        context, window = min(self._processor.context_length, room), defaults.transcription_window
         base = ModelCard(config.served_name, context, window, defaults.options)
         self._models = (base, *(replace(base, name=name, root=base.name) for name, _ in config.adapters))
         return folder

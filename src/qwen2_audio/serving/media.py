@@ -87,11 +87,7 @@ class Media:
         Raises:
             TooLargeError, TooLongError, AudioError: also where all together are too many or too long.
         """
-        most = self._settings.max_clips
-        if len(clips) > most:
-            raise AudioError(
-                f"there are {len(clips)} recordings in the request; at most {most} are taken, leave some out"
-            )
+        check_count(len(clips), self._settings.max_clips)
         names = {clip: f"recording {at + 1}" if len(clips) > 1 else "the recording" for at, clip in enumerate(clips)}
         total = _Total(Counter(clips), self._settings.max_request_seconds)
         tasks = {clip: asyncio.create_task(self._load(clip, name, total)) for clip, name in names.items()}
@@ -159,6 +155,12 @@ class Media:
     async def _samples(self, pool: DecoderPool, pieces: AsyncIterator[bytes], name: str) -> NDArray[np.float32]:
         async with aclosing(pool.decode(pieces, self._settings.clip_limits, name)) as blocks:
             return np.concatenate([block async for block in blocks])
+
+
+def check_count(clips: int, most: int) -> None:
+    """Raise `AudioError` where there are more recordings than may come at once."""
+    if clips > most:
+        raise AudioError(f"there are {clips} recordings in the request; at most {most} are taken, leave some out")
 
 
 class _Total:

@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     max_stop_chars: Count = Field(256, description="Characters of a stop string.")
     max_top_logprobs: Count = Field(20, description="Alternatives a token.")
     max_logit_bias: Count = Field(300, description="Entries of logit_bias.")
-    max_json_depth: Count = Field(32, description="Nesting of a body in JSON, and of a JSON schema.")
+    max_json_depth: Count = Field(32, description="Nesting of the JSON schema that an answer must follow.")
     max_schema_chars: Count = Field(65_536, description="Characters of a JSON schema.")
 
     # How much at a time
@@ -95,9 +95,13 @@ class Settings(BaseSettings):
     max_requests: Count = Field(256, description="Requests in progress; more get 429.")
     max_websockets: Count = Field(32, description="Open /v1/realtime connections; more get 429.")
     max_queue: Count = Field(256, description="Answers that may wait for this machine's engine; more get 503.")
-    max_running: Count = Field(32, description="Answers written at a time by this machine's engine; more wait.")
+    max_running: Count = Field(
+        32,
+        description="Answers that this machine's engine writes at a time with the model, and with each adapter; more wait.",
+    )
     cache_tokens: Count = Field(
-        32_768, description="Tokens of prompts and answers that its key-value cache has room for."
+        32_768,
+        description="Tokens of prompts and answers that its key-value caches (the model's, each adapter's) have room for.",
     )
     max_connections: Count = Field(1024, description="Open connections; more get 503.")
 

@@ -212,6 +212,11 @@ def test_idle_and_endless_connections_end() -> None:
         assert take(client)["error"]["code"] == "idle_timeout"
         with pytest.raises(ConnectionClosed):
             client.recv(timeout=PATIENCE)
+    with HttpServer(FakeBackend(), realtime_idle_timeout=0.5) as server, socket(server) as client:
+        for audio in spoken()[:-10]:  # and no silence, as whoever lets a button go
+            client.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+        until(client, "input_audio_buffer.speech_started")
+        assert take(client)["error"]["code"] == "idle_timeout"
     with HttpServer(FakeBackend(), realtime_max_seconds=0.3) as server, socket(server) as client:
         until(client, "session.created")
         assert take(client)["error"]["code"] == "session_expired"

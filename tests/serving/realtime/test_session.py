@@ -76,6 +76,13 @@ class TestTurns:
         assert client.hear(0.5) == []
         assert kinds(client.hear(1.0, loud=False))[0] == "input_audio_buffer.speech_stopped"
 
+    @pytest.mark.parametrize("threshold", [0.05, 0.15, 0.95])
+    def test_silence_ends_a_turn_at_any_threshold(self, threshold: float) -> None:
+        turns = {"type": "server_vad", "threshold": threshold}
+        client = Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": turns}})
+        assert kinds(client.hear(0.5)) == ["input_audio_buffer.speech_started"]
+        assert kinds(client.hear(0.7, loud=False))[0] == "input_audio_buffer.speech_stopped"
+
     def test_speaking_interrupts(self) -> None:
         client = Client()
         client.hear(1.0)
@@ -102,6 +109,21 @@ class TestTurns:
         assert list(client.asked) == [first] and client.stopped == []
         events = client.answer("done", key=first)
         assert kinds(events)[-4:] == BEGUN and len(client.asked) == 2
+
+    def test_what_waited_may_be_deleted_meanwhile(self) -> None:
+        turns = {"type": "server_vad", "interrupt_response": False}
+        client = Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": turns}})
+        for _ in range(2):
+            client.hear(1.0)
+            client.hear(0.7, loud=False)
+        users = [event["item_id"] for event in client.events if event["type"] == "input_audio_buffer.committed"]
+        assert len(users) == 2 and len(client.asked) == 1
+        for id in users:
+            client.send("conversation.item.delete", item_id=id)
+        assert kinds(client.answer("done"))[-1] == "response.done" and len(client.asked) == 1
+        client.hear(1.0)
+        client.hear(0.7, loud=False)
+        assert len(client.asked) == 2
 
     def test_or_leaves_answering_to_the_client(self) -> None:
         turns = {"type": "server_vad", "create_response": False}

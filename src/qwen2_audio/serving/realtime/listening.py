@@ -19,7 +19,8 @@ _MS = SAMPLE_RATE // 1000
 _NOTICED = 3
 """Chunks of speech in a row (0.1 s) that begin a turn: a click is none."""
 _LOOSER = 0.15
-"""How far below the threshold speech must fall to be over."""
+"""How far below the threshold speech must fall to be over; below `_SILENT` it is over at any threshold."""
+_SILENT = 0.01
 _TAIL = 320 * _MS
 """Samples of the silence behind a turn that still belong to it."""
 
@@ -134,7 +135,7 @@ class TurnDetector:
         if probability >= self.turns.threshold:
             self._loud += 1
             self._last_speech = self._at
-        elif probability < self.turns.threshold - _LOOSER:
+        elif probability < max(self.turns.threshold - _LOOSER, _SILENT):
             self._loud = 0
         else:
             self._last_speech = self._at

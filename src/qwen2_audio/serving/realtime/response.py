@@ -24,7 +24,6 @@ class Response:
         remembered: whether it becomes part of the conversation.
         forgets: whether the oldest turns of the conversation make room for it, where they are what it answers.
         instructions: its own, None: those of the session.
-        items: what it answers.
     """
 
     id: str
@@ -36,18 +35,13 @@ class Response:
     options: GenerationOptions
     max_tokens: int | None
     metadata: dict[str, str] | None
-    items: list[Item]
     audio_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
-    begun: bool = False
 
     def opening(self, before: str | None) -> Iterator[dict[str, Any]]:
-        """The events of its beginning; sent once, however often it has to be tried."""
-        if self.begun:
-            return
-        self.begun = True
+        """The events of its beginning."""
         yield {"type": "response.created", "response": self.as_json("in_progress")}
         item = self.item.as_json()
         yield {"type": "response.output_item.added", "response_id": self.id, "output_index": 0, "item": item}

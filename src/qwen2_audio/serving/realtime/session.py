@@ -62,8 +62,8 @@ class RealtimeSession:
 
     @property
     def busy(self) -> bool:
-        """Whether the model works for it, or somebody speaks."""
-        return self._response is not None or bool(self._transcripts) or self._turn is not None
+        """Whether the model works for it."""
+        return self._response is not None or bool(self._transcripts)
 
     def opened(self) -> list[Output]:
         """The connection is there."""
@@ -292,28 +292,28 @@ class RealtimeSession:
         items = read_input(given, self._history, self._reader)
         remembered = given.one_of("conversation", ("auto", "none"), "auto") == "auto"
         limit, heat = max_tokens(given, self._config.max_tokens), temperature(given, self._config.temperature)
-        self._respond(items, remembered=remembered, forgets=remembered and given.given.get("input") is None,
-                      instructions=own or None, limit=limit, heat=heat, metadata=read_metadata(given))  # fmt: skip
+        self._respond(items, limit, heat, remembered=remembered, forgets=remembered and given.given.get("input") is None,
+                      instructions=own or None, metadata=read_metadata(given))  # fmt: skip
 
     def _respond_or_wait(self) -> None:
         """Answer the user's turn, after the answer that is still being given where there is one."""
         if self._response is not None:
             self._another = True
             return
-        self._respond(self._history.items, remembered=True, forgets=True, instructions=None, limit=self._config.max_tokens,
-                      heat=self._config.temperature, metadata=None)  # fmt: skip
+        self._respond(self._history.items, self._config.max_tokens, self._config.temperature)
 
     def _respond(
         self,
         items: list[Item],
-        *,
-        remembered: bool,
-        forgets: bool,
-        instructions: str | None,
         limit: int | None,
         heat: float | None,
-        metadata: dict[str, str] | None,
+        *,
+        remembered: bool = True,
+        forgets: bool = True,
+        instructions: str | None = None,
+        metadata: dict[str, str] | None = None,
     ) -> None:
+        items = list(items)  # not the conversation's own list, to which the answer is added
         users = [item.id for item in items if item.role == "user"]
         if not users:
             raise EventError("nothing was said that could be answered", "conversation_empty")
@@ -333,12 +333,11 @@ class RealtimeSession:
             options,
             limit,
             metadata,
-            list(items),
         )
         before = self._history.add(item) if remembered else None
         self._response = response
         self._send_all(response.opening(before))
-        self._generate(response, response.items)
+        self._generate(response, items)
 
     def _generate(self, response: Response, items: list[Item]) -> None:
         asked = conversation_of(items, response.instructions or self._config.instructions)
@@ -365,8 +364,8 @@ class RealtimeSession:
         place = ids.index(response.item.id) if response.item.id in ids else 0
         self._send_all(response.closing(ids[place - 1] if place else None, cut=cut, cancelled=cancelled, error=error))
         self._history.put(response.item)
-        if self._another:
-            self._another = False
+        another, self._another = self._another, False
+        if another and any(item.role == "user" for item in self._history.items):  # else it was deleted meanwhile
             self._respond_or_wait()
 
     def _send_all(self, events: Iterable[dict[str, Any]]) -> None:

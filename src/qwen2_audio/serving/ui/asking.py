@@ -93,7 +93,7 @@ class Asking:
             clips = ()
         answer, stopped = str(event._data.get("answer") or ""), bool(event._data.get("stopped"))
         session.chat.turns.append(Turn("", clips, answer, "stopped" if stopped else "done"))
-        return self._view(session, writing=False)
+        return self._view(session)
 
     async def retry(self, event: gr.RetryData, request: gr.Request, *wishes: Any) -> AsyncIterator[View]:
         """Answer the same question again; what came after it is dropped."""
@@ -112,7 +112,7 @@ class Asking:
         turn = turn_at(session.chat.turns, _index(event.index))
         text = unescaped(str(event.value)).strip()
         if turn is None or not text:
-            yield self._view(session, writing=False)
+            yield self._view(session)
             return
         turns = session.chat.turns
         del turns[turns.index(turn) :]
@@ -127,7 +127,7 @@ class Asking:
         """Forget the conversation."""
         session = self._session(request)
         session.chat.clear()
-        return self._view(session, writing=False)
+        return self._view(session)
 
     def save(self, request: gr.Request) -> str:
         """The conversation as a file for the browser."""
@@ -144,7 +144,7 @@ class Asking:
             session.chat.turns += turns
         except Qwen2AudioError as error:
             gr.Warning(texts(session.language).say("chat.unreadable", problem=str(error)))
-        return self._view(session, writing=False)
+        return self._view(session)
 
     def speak(self, language: Any, request: gr.Request) -> Texts:
         """Show the page in a language from now on."""
@@ -169,17 +169,18 @@ class Asking:
         try:
             card = self._card(wishes.model)
             options = wishes.options(card.defaults)
+            self._hearing.check(session.chat.turns)
         except Qwen2AudioError as error:
             turn.state, turn.problem = "failed", str(error)
-            yield self._view(session, writing=False)
+            yield self._view(session)
             return
         stream = session.chat.answer(self._backend, turn, system=wishes.system or "", options=options, model=card.name)
         async with aclosing(stream) as answers:
             turn.state = "writing"
-            yield self._view(session, writing=True, fresh=True)
+            yield self._view(session, fresh=True)
             async for news in answers:
-                yield self._view(session, writing=True, wishes=wishes) if news else _unchanged()
-        yield self._view(session, writing=False, wishes=wishes)
+                yield self._view(session, wishes=wishes) if news else _unchanged()
+        yield self._view(session, wishes=wishes)
 
     def _card(self, name: str | None) -> ModelCard:
         models = self._backend.models
@@ -190,9 +191,10 @@ class Asking:
             raise UnknownModelError(f"there is no model {name!r} here; choose another in the settings")
         return found
 
-    def _view(self, session: Session, *, writing: bool, fresh: bool = False, wishes: Wishes | None = None) -> View:
+    def _view(self, session: Session, *, fresh: bool = False, wishes: Wishes | None = None) -> View:
         turns, said = session.chat.turns, texts(session.language)
         last = turns[-1] if turns else None
+        writing = any(turn.state == "writing" for turn in turns)  # this answer, or the one that overtook it
         speed = ""
         if last is not None and last.speed is not None:
             quick = last.speed
@@ -201,7 +203,7 @@ class Asking:
             )
         aloud: Any = gr.skip()
         if wishes is not None and wishes.speak and last is not None:
-            told = {"turn": id(last), "text": last.answer, "done": not writing, "voice": wishes.voice}
+            told = {"turn": id(last), "text": last.answer, "done": last.state != "writing", "voice": wishes.voice}
             aloud = json.dumps(told)
         buttons = gr.update(submit_btn=not writing, stop_btn=writing)
         composer = gr.update(value=None, submit_btn=False, stop_btn=True) if fresh else buttons

@@ -101,11 +101,12 @@ class Chat:
         turn.answer, turn.problem, turn.speed, turn.cut, turn.state = "", "", None, False, "writing"
         news = asyncio.Event()
         task = asyncio.create_task(_write(backend, Job(self.conversation(turn, system), options, model), turn, news))
+        task.add_done_callback(lambda _: news.set())
         self.running = task
         try:
             while not task.done():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(_first(task, news), _BEAT_SECONDS)
+                    await asyncio.wait_for(news.wait(), _BEAT_SECONDS)
                 yield news.is_set()
                 news.clear()
                 if not task.done():
@@ -118,15 +119,6 @@ class Chat:
                 turn.state = "stopped"
             if self.running is task:
                 self.running = None
-
-
-async def _first(task: asyncio.Task[None], news: asyncio.Event) -> None:
-    """Until there is news or the end."""
-    told = asyncio.create_task(news.wait())
-    try:
-        await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        told.cancel()
 
 
 async def _write(backend: Backend, job: Job, turn: Turn, news: asyncio.Event) -> None:
@@ -154,4 +146,3 @@ async def _write(backend: Backend, job: Job, turn: Turn, news: asyncio.Event) ->
     except Exception:  # whatever it is, the visitor gets an answer, and the log the reason
         logging.getLogger(__name__).exception("an answer failed")
         turn.state, turn.problem = "failed", "something went wrong on the server; its log says what"
-    news.set()

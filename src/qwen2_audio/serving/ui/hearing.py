@@ -10,8 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from qwen2_audio.errors import ConversationError, TooLongError
 from qwen2_audio.processing.conversation import AUDIO_SUFFIXES
-from qwen2_audio.serving.media import Media
+from qwen2_audio.serving.media import Media, check_count
+from qwen2_audio.serving.settings import Settings
 from qwen2_audio.serving.ui.chat import Turn
 from qwen2_audio.serving.ui.clips import Clip, Clips, new_clip
 from qwen2_audio.serving.ui.history import read
@@ -23,17 +25,32 @@ _ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;!?)]")
 class Hearing:
     """Decodes what visitors upload, paste or speak."""
 
-    def __init__(self, media: Media, clips: Clips) -> None:
+    def __init__(self, media: Media, clips: Clips, settings: Settings) -> None:
         self._media = media
         self.clips = clips
+        self._settings = settings
+
+    def check(self, turns: Sequence[Turn]) -> None:
+        """
+        Raises:
+            AudioError, ConversationError: a conversation that is to be answered is larger than the settings allow.
+        """
+        check_count(len(turns[-1].clips), self._settings.max_clips)
+        asked = [turn for turn in turns if turn.answer or turn is turns[-1]]  # the others are left out
+        longest, most = self._settings.max_request_seconds, self._settings.max_text_chars
+        if sum(clip.seconds for turn in asked for clip in turn.clips) > longest:
+            raise TooLongError(f"the recordings are longer than {longest:g} s together; clear the conversation")
+        if sum(len(turn.text) + len(turn.answer) for turn in asked) > most:
+            raise ConversationError(f"the conversation has more than {most} characters; clear it")
 
     async def files(self, paths: Sequence[str]) -> tuple[Clip, ...]:
         """Uploaded files, in order; they are removed, whether they can be heard or not.
 
         Raises:
-            AudioError, TooLargeError: one cannot be heard.
+            AudioError, TooLargeError: one cannot be heard, or there are too many.
         """
         try:
+            check_count(len(paths), self._settings.max_clips)
             return tuple([await self._file(Path(path)) for path in paths])
         finally:
             for path in paths:
@@ -76,6 +93,7 @@ class Hearing:
             for address in _ADDRESS.findall(text)
             if address == text.strip() or Path(urlsplit(address).path).suffix.lower() in AUDIO_SUFFIXES
         ]
+        check_count(len(found), self._settings.max_clips)
         clips = []
         for address in found:
             part = await self._media.from_url(address)

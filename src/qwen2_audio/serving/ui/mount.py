@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from qwen2_audio.serving.ui.voices import Voices, installed
 
 _FOLDER = Path(str(files("qwen2_audio.serving.ui")))
 _SCRIPTS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
@@ -54,7 +56,7 @@ def mount_ui(
     from qwen2_audio.serving.ui.theme import theme
 
     clips = Clips()
-    hearing = Hearing(media, clips)
+    hearing = Hearing(media, clips, settings)
     voices = installed()
     page = create_page(backend, media, hearing, Sessions(language), language, voices.names)
     app.include_router(_routes(hearing, voices), prefix=path.rstrip("/") + "/page")
@@ -118,6 +120,21 @@ def _spoken_name(request: Request) -> str:
     return texts(language_of(request.headers.get("accept-language"))).say("clip.spoken")
 
 
+def _stretch(sound: bytes, wanted: str) -> Response:
+    """A wav file, or the one stretch of it that a `Range` header asks for: players seek by it, Safari's cannot do without."""
+    headers, size = {**_PRIVATE, "Accept-Ranges": "bytes"}, len(sound)
+    found = _RANGE.fullmatch(wanted)
+    if found is None:
+        return Response(sound, media_type="audio/wav", headers=headers)
+    first, last = found[1], found[2]
+    start = int(first) if first else max(size - int(last or 0), 0)
+    end = min(int(last) + 1, size) if first and last else size
+    if start >= end:
+        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    return Response(sound[start:end], 206, media_type="audio/wav", headers=headers)
+
+
 def _routes(hearing: Hearing, voices: Voices) -> APIRouter:
     """Scripts and styles, the visitors' clips, and where the microphone's recordings go."""
     router = APIRouter(include_in_schema=False)
@@ -137,11 +154,11 @@ def _routes(hearing: Hearing, voices: Voices) -> APIRouter:
         return Response(clip.image, media_type="image/png", headers=_PRIVATE)
 
     @router.get("/clips/{token}.wav")
-    async def sound(token: str) -> Response:
+    async def sound(token: str, request: Request) -> Response:
         clip = hearing.clips.get(token)
         if clip is None:
             raise HTTPException(404)
-        return Response(clip.wav(), media_type="audio/wav", headers=_PRIVATE)
+        return _stretch(clip.wav(), request.headers.get("range", ""))
 
     @router.post("/recordings")
     async def record(request: Request) -> Response:

@@ -70,8 +70,8 @@ def _tie_chat(asking: Asking, chat: ChatParts, settings: SettingParts) -> None:
     _tie(chat.composer.submit, asking.send, [chat.composer, *wishes], view)
     _tie(chat.composer.stop, asking.stop, [], [], queue=False)
     _tie(chat.welcome.example, asking.example, wishes, view)
-    _tie(chat.talk.spoken, asking.spoken, wishes, view)
-    _tie(chat.talk.heard, asking.heard, [], view)
+    _tie(chat.talk.spoken, asking.spoken, wishes, view, while_busy=True)
+    _tie(chat.talk.heard, asking.heard, [], view, while_busy=True)
     _tie(chat.chatbot.retry, asking.retry, wishes, view)
     _tie(chat.chatbot.edit, asking.edit, wishes, view)
     _tie(settings.clear.click, asking.clear, [], view, queue=False)
@@ -87,8 +87,15 @@ def _tie_transcribe(transcribing: Transcribing, parts: TranscribeParts) -> None:
 
 
 def _tie(
-    event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any], *, queue: bool = True
+    event: Any,
+    function: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    *,
+    queue: bool = True,
+    while_busy: bool = False,
 ) -> None:
+    """Let an event call a function; unless `while_busy`, one that comes while its last call still runs is dropped."""
     event(
         function,
         inputs,
@@ -96,6 +103,7 @@ def _tie(
         show_progress="hidden",
         api_visibility="private",
         queue=queue,
+        trigger_mode="multiple" if while_busy else None,
         concurrency_limit=None,
     )
 
