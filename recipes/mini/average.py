@@ -28,13 +28,26 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qwen2_audio.checkpoints.sample import SAMPLE
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a run, its scale multiplied into B."""
+
+def read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a run, its scale multiplied into B, and the sample of the model that it was trained on, if any."""
     with safe_open(path, framework="pt") as file:
-        scale = float(file.metadata()["lora_scale"])
+        scale, sample = float(file.metadata()["lora_scale"]), file.metadata().get(SAMPLE)
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    return {name: tensor * scale if name.endswith("lora_B") else tensor for name, tensor in tensors.items()}
+    return {name: tensor * scale if name.endswith("lora_B") else tensor for name, tensor in tensors.items()}, sample
+
+
+def with_all(run: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A run with corrections of nothing where only the other one learnt."""
+    lacking = {name: tensor for name, tensor in other.items() if name not in run}
+    whole = [name for name in lacking if not name.endswith(("lora_A", "lora_B"))]
+    if whole:
+        raise SystemExit(f"only one of the files holds {whole[0]}, and the other no correction of it; train it in both")
+    return run | {
+        name: tensor if name.endswith("lora_A") else torch.zeros_like(tensor) for name, tensor in lacking.items()
+    }
 
 
 def average(
@@ -50,6 +63,8 @@ def average(
         of_encoder: the share for the encoder's tensors, where it is another.
     """
     out = {}
+    first, second = with_all(first, second), with_all(second, first)
+    start = start and with_all(start, second)
     for name, new in second.items():
         old = first[name]
         if old.shape != new.shape:
@@ -92,10 +107,12 @@ def main() -> None:
     parser.add_argument("--encoder", type=float, default=1.0, help="share that stays of what the encoder learnt")
     parser.add_argument("--encoder-from", type=int, default=0, help="first layer that keeps what it learnt")
     args = parser.parse_args()
-    start = read(args.start) if args.start else None
-    mixed = average(read(args.first), read(args.second), args.share, start, args.share_of_encoder)
+    (first, sample), (second, other) = read(args.first), read(args.second)
+    start = read(args.start)[0] if args.start else None
+    mixed = average(first, second, args.share, start, args.share_of_encoder)
     mixed = without_first_layers(keep_of_encoder(mixed, args.encoder), args.encoder_from)
-    save_file(mixed, args.out, metadata={"lora_scale": "1.0"})
+    known = {SAMPLE: sample or other} if sample or other else {}
+    save_file(mixed, args.out, metadata={"lora_scale": "1.0", **known})
 
 
 if __name__ == "__main__":

@@ -143,13 +143,15 @@ def main() -> None:
         if number % 25 == 0:
             print(f"{number}/{len(rows)} recordings, {len(pieces)} pieces", flush=True)
     (args.out / "audio").mkdir(parents=True, exist_ok=True)
-    with (args.out / "manifest.jsonl").open("w") as manifest:
+    part = args.out / "manifest.jsonl.part"
+    with part.open("w") as manifest:
         for number in range(args.joined):
             wave, text = joined(pieces, rng)
             path = args.out / "audio" / f"real-{number:05d}.flac"
             soundfile.write(path, wave, RATE)
             out = {"id": path.stem, "audio": f"audio/{path.name}", "duration": len(wave) / RATE}
             manifest.write(json.dumps(out | {"text": sentence_case(text.split()), "voice": "real"}) + "\n")
+    part.rename(args.out / "manifest.jsonl")
     print(f"{len(pieces)} pieces, {sum(len(p) for p, _ in pieces) / RATE / 60:.1f} minutes; {args.joined} recordings")
 
 

@@ -132,6 +132,8 @@ def test_names_of_older_classes(adapter: Path, trained: Path) -> None:
         ({"use_dora": True}, "says use_dora=True, which .* contradicts"),
         ({"lora_bias": True}, "uses lora_bias"),
         ({"init_lora_weights": "pissa_niter_4"}, "began as pissa_niter_4, which changes the weights"),
+        ({"init_lora_weights": "lora_ga"}, "began as lora_ga, which changes the weights"),
+        ({"init_lora_weights": "LoftQ"}, "began as loftq, which changes the weights"),
         ({"alora_invocation_tokens": [1, 2]}, "uses alora_invocation_tokens"),
         ({"lora_alpha": None}, "has no lora_alpha, a number; it is damaged"),
     ],

@@ -19,7 +19,7 @@ from qwen2_audio.errors import CheckpointError
 from qwen2_audio.kernels.packing import pack_linears
 from qwen2_audio.model.linear import Linear
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import tiny_config, tiny_folder, tiny_model
 
 LAYER = "language_model.model.layers.0.self_attn.q_proj"
 EMBEDDING = "language_model.model.embed_tokens.weight"
@@ -122,6 +122,20 @@ def test_what_was_written_is_compared(tmp_path: Path, folder: Path, name: str) -
     save(model, tmp_path / "wrong", source=folder)
     with pytest.raises(CheckpointError, match=f"has another {name} than it should"):
         verify_merged(folder, tmp_path / "wrong", file)
+
+
+def test_the_head_of_a_tied_model_is_compared_with_its_new_embeddings(tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base", tiny_model(tiny_config(tied=True)))
+    own = load_model(base)
+    save_file({EMBEDDING: own.get_parameter(EMBEDDING) + 1}, tmp_path / "t.safetensors", metadata={"lora_scale": "1"})
+    own_weights(own)
+    merge_trained(own, tmp_path / "t.safetensors")
+    save(own, tmp_path / "merged", source=base)
+    assert verify_merged(base, tmp_path / "merged", tmp_path / "t.safetensors") == 2
+    own.state_dict()["language_model.lm_head.weight"][3, 3] += 1  # and the embeddings with it
+    save(own, tmp_path / "wrong", source=base)
+    with pytest.raises(CheckpointError, match="than it should"):
+        verify_merged(base, tmp_path / "wrong", tmp_path / "t.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

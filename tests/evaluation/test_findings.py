@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qwen2_audio.evaluation.document import compared
-from qwen2_audio.evaluation.findings import Failure, confusions, failures, slices, worst
+from qwen2_audio.evaluation.findings import Failure, confusions, failures, slices, split_breakdowns, worst
 from qwen2_audio.evaluation.samples import Answer, Sample
 from qwen2_audio.evaluation.scores import Part, Score
 
@@ -38,11 +38,23 @@ def test_slices_only_where_they_say_something() -> None:
     ]  # fmt: skip
 
 
+def test_a_source_may_have_a_slash_in_its_name() -> None:
+    names = ["cv", "cv/en", "cv/en/task=a/b", "cv/task=c", "other/task=d"]
+    rest, parts = split_breakdowns([Score(name, "wer", "clean", 0.2, 4) for name in names])
+    assert [score.source for score in rest] == ["cv", "cv/en", "other/task=d"]
+    assert [(part.score.source, part.by, part.name) for part in parts] == [
+        ("cv/en", "task", "a/b"),
+        ("cv", "task", "c"),
+    ]
+
+
 def test_what_goes_wrong_most() -> None:
     errors = [Part("a", 2, 4), Part("b", 0, 9), Part("c", 3, 30), Part("d", 3, 3)]
     assert [part.id for part in worst(Score("s", "wer", "clean", 0.2, 4, parts=tuple(errors)), 3)] == ["d", "c", "a"]
     marks = [Part("a", 8, 1), Part("unmarked", 0, 0), Part("b", 2, 2), Part("c", 10, 1)]
     assert [part.id for part in worst(Score("s", "judge", "clean", 5, 4, parts=tuple(marks)), 9)] == ["b", "a"]
+    of_five = Score("s", "judge", "clean", 5, 2, parts=(Part("a", 5, 1), Part("b", 4, 1)), details={"scale": "1 to 5"})
+    assert [part.id for part in worst(of_five, 9)] == ["b"]
     labels = [Part("1", 0, 1, "joy", "anger"), Part("2", 1, 1, "joy", "joy"), Part("3", 0, 0, "joy", "")]
     labels += [Part("4", 0, 1, "fear", "joy"), Part("5", 0, 1, "fear", "joy")]
     found = confusions(Score("s", "choice", "official", 0.25, 4, parts=tuple(labels)), 9)

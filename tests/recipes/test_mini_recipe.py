@@ -235,12 +235,13 @@ def test_words_on_the_best_path() -> None:
 
 
 def test_the_average_lies_between(tmp_path: Path) -> None:
+    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     generator = torch.Generator().manual_seed(0)
     first = {"x.lora_A": torch.randn(2, 5, generator=generator), "x.lora_B": torch.randn(4, 2, generator=generator)}
     first["y.weight"] = torch.zeros(3)
-    save_file(first, tmp_path / "first.safetensors", metadata={"lora_scale": "2.0"})
+    save_file(first, tmp_path / "first.safetensors", metadata={"lora_scale": "2.0", "base_sample": "{}"})
     grown = {"x.lora_A": torch.cat([first["x.lora_A"], torch.ones(1, 5)]), "y.weight": torch.ones(3)}
     grown["x.lora_B"] = torch.cat([2 * first["x.lora_B"], torch.ones(4, 1)], dim=1)
     save_file(grown, tmp_path / "second.safetensors", metadata={"lora_scale": "1.0"})
@@ -249,6 +250,8 @@ def test_the_average_lies_between(tmp_path: Path) -> None:
         patch.setattr(sys, "argv", ["average.py", *names, "--share", "0.25"])
         recipe("average").main()
     out = {name: tensor.float() for name, tensor in load_file(tmp_path / "out.safetensors").items()}
+    with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
+        assert file.metadata() == {"lora_scale": "1.0", "base_sample": "{}"}
     before = 2 * first["x.lora_B"] @ first["x.lora_A"]
     torch.testing.assert_close(out["x.lora_B"] @ out["x.lora_A"], before + 0.25, atol=1e-2, rtol=1e-2)
     assert out["y.weight"].tolist() == [0.25] * 3
@@ -259,6 +262,17 @@ def test_a_share_of_what_another_run_changed() -> None:
     start, first, second = ({"y.weight": torch.tensor([float(value)])} for value in (1, 5, 3))
     assert average(first, second, 0.5, start)["y.weight"].tolist() == [6.0]
     assert average(first, second, 0.5)["y.weight"].tolist() == [4.0]
+
+
+def test_where_only_one_run_learnt_the_other_changed_nothing(tmp_path: Path) -> None:
+    average = recipe("average").average
+    some, more = {"x.lora_A": torch.ones(2, 3), "x.lora_B": torch.ones(4, 2)}, {"y.weight": torch.ones(1)}
+    for first, second in ((some | more, more), (more, some | more)):
+        out = average(first, second, 0.25)
+        share = 0.75 if "x.lora_B" in first else 0.25
+        torch.testing.assert_close(out["x.lora_B"] @ out["x.lora_A"], share * torch.full((4, 3), 2.0).half())
+    with pytest.raises(SystemExit, match=r"only one of the files holds y\.weight"):
+        average(some, some | more, 0.5)
 
 
 def test_an_encoder_goes_back_towards_its_beginning() -> None:

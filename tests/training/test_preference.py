@@ -133,6 +133,17 @@ def test_the_reference_of_another_start_under_the_same_name_is_not_kept(plan: Tr
     assert after.keys() == before.keys() and all(after[row] != before[row] for row in before)
 
 
+def test_the_reference_of_another_arithmetic_is_not_kept(plan: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = replace(
+        plan, steps=1, start=str(train(replace(plan, steps=1), silent)), out=plan.out + "-on", precision="auto"
+    )
+    kept = []
+    for native in (False, True):  # as on a machine without fast bfloat16, and on one with it
+        monkeypatch.setattr("qwen2_audio.training.trainer.has_native_bfloat16", lambda _device, native=native: native)
+        kept.append(Trainer(on, silent).stage._kept)  # type: ignore[attr-defined]
+    assert kept[0].keys() == kept[1].keys() and all(kept[0][row] != kept[1][row] for row in kept[0])
+
+
 def test_bad_plans(plan: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="augmented needs a reference that hears the same"):
         Trainer(replace(plan, projector=GroupConfig("full"), augmented=0.5), silent)

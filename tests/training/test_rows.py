@@ -185,6 +185,9 @@ def test_preferences(row: dict[str, Any]) -> None:
         ({"messages": [ANSWER, {"role": "user", "content": "x"}], "complete": False}, '"complete" is true, or false'),
         ({"audio": "a.wav", "prompt": "Say:", "gt": "x", "complete": False}, '"complete" is for conversations'),
         ({"query": "x", "chosen": "a", "rejected": "b", "complete": False}, "not for preferences"),
+        ({"query": "x", "response": "y", "audio_path": "a.wav"}, "stand in \"audios\", got 'audio_path'"),
+        ({"messages": [{"role": "user", "content": "x"}, ANSWER], "wav": "a.wav"}, "stand in \"audios\", got 'wav'"),
+        ({"audio": "a.wav", "prompt": "Say:", "text": "x", "language": "en"}, 'leave out "prompt"'),
     ],
 )
 def test_what_does_not_fit_is_named(row: Any, named: str) -> None:

@@ -87,3 +87,17 @@ def test_the_datasets_library(tmp_path: Path, processor: Processor) -> None:
     assert len(rows) == 2 and rows[1].clips[0].frames == 50
     with pytest.raises(UsageError, match="cannot read the data set"):
         open_source(f"datasets:{tmp_path}/none")
+
+
+def test_columns_of_columns_of_the_datasets_library(tmp_path: Path, processor: Processor) -> None:
+    datasets = pytest.importorskip("datasets")
+    soundfile.write(tmp_path / "a.wav", sound(0.5), 16_000)
+    asked = [{"type": "audio", "text": None}, {"type": "text", "text": "What is said?"}]
+    messages = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": [{"type": "text", "text": "a dog"}]},
+    ]
+    made = datasets.Dataset.from_list([{"messages": messages, "audios": [str(tmp_path / "a.wav")]}] * 2)
+    made.cast_column("audios", datasets.List(datasets.Audio())).save_to_disk(str(tmp_path / "set"))
+    rows = Rows(f"datasets:{tmp_path}/set", processor, build_example)
+    assert rows[0].clips[0].frames == 50

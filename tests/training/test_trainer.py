@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from qwen2_audio.checkpoints.load import load_model
 from qwen2_audio.checkpoints.merge import merge_trained, own_weights
+from qwen2_audio.checkpoints.sample import sample_of
 from qwen2_audio.errors import CheckpointError, UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.chat_template import render
@@ -105,6 +106,19 @@ def test_a_run_is_not_mixed_with_another(plan: TrainConfig) -> None:
     resumed = Trainer(replace(plan, steps=3, save_every=1, projector=GroupConfig("full", 0.5)), silent)
     assert resumed.step == 1
     assert {g["name"]: g["peak"] for g in resumed.engine.optimizer.param_groups}["projector"] == 0.5
+
+
+def test_a_run_of_an_earlier_version_is_gone_on_with_and_one_of_another_model_is_not(plan: TrainConfig) -> None:
+    train(replace(plan, steps=1), silent)
+    (file,) = Path(plan.out).glob(f"checkpoints/*/{STATE}")
+    state = torch.load(file, weights_only=True)
+    del state["config"]["encoder"]["layers"], state["sample"]  # which it did not have
+    torch.save(state, file)
+    assert Trainer(plan, silent).step == 1
+    state["sample"] = sample_of(tiny_model(seed=5).state_dict())
+    torch.save(state, file)
+    with pytest.raises(UsageError, match=r"was started on another model than what .* is now"):
+        Trainer(plan, silent)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(plan: TrainConfig) -> None:
@@ -256,6 +270,10 @@ def test_a_run_knows_the_model_that_it_was_made_of(plan: TrainConfig, folder: Pa
         merge_trained(load_model(folder), trained)
         with pytest.raises(CheckpointError, match="was trained on another model"):
             merge_trained(other, trained)
+    on = replace(plan, steps=1, start=str(result), out=plan.out + "-on")
+    Trainer(on, silent)
+    with pytest.raises(UsageError, match=r"trained\.safetensors was trained on another model, whose .* differs"):
+        Trainer(on, silent, other)
 
 
 def test_bad_data_is_named(plan: TrainConfig, tmp_path: Path) -> None:

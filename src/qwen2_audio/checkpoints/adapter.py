@@ -26,8 +26,8 @@ _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _MAGNITUDE = ".lora_magnitude_vector"
 _PROJECTOR = "multi_modal_projector"
 _REFUSED = ("use_qalora", "lora_bias", "trainable_token_indices", "alora_invocation_tokens")
-_CHANGE_THE_BASE = ("pissa", "olora", "corda")
-"""Ways to begin that take the correction's first value out of the weight that it is added to."""
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Ways to begin that take the correction's first value out of the weight that it is added to, or round that weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Correction]
     begun = str(config.get("init_lora_weights")).lower()
     if begun.startswith(_CHANGE_THE_BASE):
         raise CheckpointError(
-            f"{folder} began as {begun}, which changes the weights below it; let peft save it as LoRA "
-            "(path_initial_model_for_weight_conversion)"
+            f"{folder} began as {begun}, which changes the weights below it; merge it with peft, or let peft "
+            "save it as LoRA (path_initial_model_for_weight_conversion)"
         )
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:

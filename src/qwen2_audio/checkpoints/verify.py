@@ -9,10 +9,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from qwen2_audio.checkpoints.load import weight_files
+from qwen2_audio.checkpoints.load import load_config, weight_files
 from qwen2_audio.checkpoints.merge import read_changes
 from qwen2_audio.checkpoints.names import canonical
 from qwen2_audio.errors import CheckpointError
+
+_EMBEDDINGS, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
 
 def verify_merged(base: Path, merged: Path, path: Path) -> int:
@@ -28,16 +30,17 @@ def verify_merged(base: Path, merged: Path, path: Path) -> int:
         CheckpointError: one is not what it should be, up to rounding.
     """
     trained, written = read_changes(path), _Tensors(merged)
+    tied = load_config(merged).text.tie_word_embeddings
     changed = 0
     for name, old in _Tensors(base):
         if name not in written.files:  # the head of a model that shares it with its embeddings
             continue
         new = written.read(name)
-        wanted = old
+        wanted, source = old, _EMBEDDINGS if tied and name == _HEAD else name
         if name in trained.corrections:
             wanted = trained.corrections[name].apply(old)
-        elif name in trained.whole:
-            wanted = trained.whole[name]
+        elif source in trained.whole:
+            wanted = trained.whole[source]
         rounding = torch.finfo(new.dtype).eps if wanted is not old else 0.0
         if not torch.allclose(new.float(), wanted.to(new.dtype).float(), rtol=rounding, atol=rounding * 1e-3):
             raise CheckpointError(f"the merged checkpoint has another {name} than it should; merge again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,16 +62,21 @@ class Failure:
     reason: str
 
 
+_PART = re.compile("(?P<whole>.+?)/(?P<by>[^/=]*)=(?P<name>.*)", re.DOTALL)
+
+
 def split_breakdowns(scores: Sequence[Score]) -> tuple[list[Score], list[Slice]]:
     """Scores of whole sources, and those of their parts: of the source "mmau/task=music" where there is "mmau"."""
     whole = {(score.source, score.metric, score.profile): score for score in scores}
-    owners = [whole.get((score.source.partition("/")[0], score.metric, score.profile)) for score in scores]
-    found = []
-    for score, owner in zip(scores, owners, strict=True):
-        if owner is not None and owner is not score:
-            by, _, name = score.source.partition("/")[2].partition("=")
-            found.append(Slice(owner, by, name, score.samples, score.value, score.interval))
-    return [score for score, owner in zip(scores, owners, strict=True) if owner in (None, score)], found
+    rest, found = [], []
+    for score in scores:
+        part = _PART.fullmatch(score.source)
+        owner = whole.get((part["whole"], score.metric, score.profile)) if part else None
+        if part is None or owner is None:
+            rest.append(score)
+        else:
+            found.append(Slice(owner, part["by"], part["name"], score.samples, score.value, score.interval))
+    return rest, found
 
 
 def slices(score: Score, answers: Sequence[Answer]) -> list[Slice]:
@@ -100,7 +106,8 @@ def worst(score: Score, count: int) -> list[Part]:
     if score.lower_is_better:
         wrong = [part for part in score.parts if part.numerator > 0]
         return sorted(wrong, key=lambda part: (-part.numerator, part.denominator))[:count]
-    best = {"bleu": 100.0, "judge": 10.0}.get(score.metric, 1.0)
+    marks = 5.0 if score.details.get("scale") == "1 to 5" else 10.0
+    best = {"bleu": 100.0, "judge": marks}.get(score.metric, 1.0)
     counted = [(part.numerator / part.denominator, part) for part in score.parts if part.denominator]
     return [part for _, part in sorted((one for one in counted if one[0] < best), key=lambda one: one[0])[:count]]
 

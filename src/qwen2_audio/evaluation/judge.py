@@ -174,11 +174,13 @@ class Judge:
             UsageError: the server cannot be reached, refuses the key or the model, or gives no reply many times in a row;
                 a recorded reply is missing; a file cannot be read or written.
         """
-        wanted = {self.key(request): request for request in reversed(requests)}  # of equal ones the first
+        wanted: dict[str, Request] = {}
+        for request in requests:  # of equal ones the first
+            wanted.setdefault(self.key(request), request)
         with ExitStack() as stack:
             file = stack.enter_context(ReplyFile(self.cache)) if self.cache is not None else None
             known = read_replies(self.recorded) if self.recorded is not None else file.replies if file else {}
-            missing = {key: request for key, request in reversed(wanted.items()) if key not in known}
+            missing = {key: request for key, request in wanted.items() if key not in known}
             replies = {key: Reply(known[key]) for key in wanted if key in known}
             if self.recorded is not None and missing:
                 raise self._not_recorded(missing)

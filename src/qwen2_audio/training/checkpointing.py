@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qwen2_audio.checkpoints.sample import SAMPLE
 from qwen2_audio.errors import UsageError
-from qwen2_audio.training.config import TrainConfig
+from qwen2_audio.training.config import GROUPS, GroupConfig, TrainConfig
 
 RESULT, BEST, ADAPTER = "trained.safetensors", "best.safetensors", "adapter"
 STATE, WEIGHTS = "state.pt", "weights.pt"
@@ -62,21 +62,28 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def read_state(folder: Path, config: TrainConfig) -> dict[str, Any]:
+def read_state(folder: Path, config: TrainConfig, sample: str) -> dict[str, Any]:
     """The state in a checkpoint, checked to be of this very run.
 
     Raises:
-        UsageError: it cannot be read, or was written with another configuration.
+        UsageError: it cannot be read, or was written with another configuration, or of another model (see `sample_of`).
     """
     with reading(folder):
         state: dict[str, Any] = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-    now = plain(asdict(config))
+    now, usual = plain(asdict(config)), plain(asdict(GroupConfig()))
     for key, value in state["config"].items():
+        if key in GROUPS:  # a version before this one knew fewer keys
+            value = state["config"][key] = {**usual, **value}
         if key not in MAY_CHANGE and _without_rates(now.get(key)) != _without_rates(value):
             raise UsageError(
                 f"the run in {config.out} was started with {key}={value!r}, not {now.get(key)!r}; "
                 "go on with that, or give another out"
             )
+    if state.get("sample", sample) != sample:
+        raise UsageError(
+            f"the run in {config.out} was started on another model than what {config.model} is now; "
+            "give that one, or another out"
+        )
     return state
 
 

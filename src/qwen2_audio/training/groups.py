@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from qwen2_audio.checkpoints.sample import SAMPLE, differs
 from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.training.config import GROUPS, GroupConfig, TrainConfig
@@ -111,6 +114,24 @@ def exported(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.half() if is_lora(name) else tensor for name, tensor in out.items()}
 
 
+def check_base(model: nn.Module, path: Path) -> None:
+    """Raise `UsageError` where another run's result was trained on another model than this one, in which nothing learns yet."""
+    with _opened(path) as file:
+        sample = (file.metadata() or {}).get(SAMPLE, "{}")
+    other = differs(model.state_dict(), sample)
+    if other:
+        raise UsageError(f"{path} was trained on another model, whose {other} differs; give that one as model")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"cannot start from {path}: {error}") from error
+
+
 def start_from(model: nn.Module, path: Path) -> list[str]:
     """Go on from what another run trained (or from whole tensors). A correction of a lower rank fills the first rows of a
     greater one, which then computes the same. Returns the names of the tensors: they are part of what the run gives, even those
@@ -119,12 +140,9 @@ def start_from(model: nn.Module, path: Path) -> list[str]:
     Raises:
         UsageError: the file cannot be read, or does not fit the model.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            scale = float((file.metadata() or {}).get("lora_scale", 1.0))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UsageError(f"cannot start from {path}: {error}") from error
+    with _opened(path) as file:
+        scale = float((file.metadata() or {}).get("lora_scale", 1.0))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     layers, state = lora_layers(model), model.state_dict()
     for name, tensor in tensors.items():
         if name not in state:

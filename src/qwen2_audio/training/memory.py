@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 from torch import nn
@@ -21,15 +22,20 @@ def recompute_layers(model: Qwen2Audio) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def multiply_in_bfloat16(model: Qwen2Audio) -> None:
+def multiply_in_bfloat16(model: Qwen2Audio, given: Collection[str] = ()) -> None:
     """Round once what autocast would round at every product: weights of linear layers that do not learn. Not those of DoRA, of
-    which it takes the lengths, nor a head that is the embeddings; on a CPU only those that have a correction."""
+    which it takes the lengths, nor a head that is the embeddings, nor what is `given` by name, since the run will write it; on
+    a CPU only those that have a correction."""
     corrected = {layer.base: layer for layer in lora_layers(model).values()}
     embeddings = model.language_model.model.embed_tokens.weight
+    written = {parameter for name, parameter in model.named_parameters() if name in given}
     for layer in [module for module in model.modules() if isinstance(module, nn.Linear)]:
         correction = corrected.get(layer)
         if correction is None and (
-            model.device.type == "cpu" or layer.weight.requires_grad or layer.weight is embeddings
+            model.device.type == "cpu"
+            or layer.weight.requires_grad
+            or layer.weight is embeddings
+            or layer.weight in written
         ):
             continue
         if correction is None or correction.lora_magnitude is None:

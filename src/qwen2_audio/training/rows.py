@@ -32,6 +32,8 @@ from qwen2_audio.processing.conversation import AudioPart, Conversation, Message
 
 AUDIO_TAG = "<audio>"
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_NOT_HEARD = ("wav", "audio_path", "audio_url", "audio_file")
+"""Where other programs' conversations name their recordings."""
 _SOURCE_KEYS = ("audio", "path", "audio_url", "url")
 
 
@@ -91,6 +93,7 @@ def parse_row(row: Any, folder: Path) -> Row:
     if messages := _messages(row):
         audios = [_audio(value, folder) for value in _audio_list(row)]
         conversation = _conversation(messages, audios, folder)
+        _refuse_lost(row, conversation)
         if "rejected" in row or "rejected_response" in row:
             return _preference(row, conversation)
         loss = tuple(_learnt(message) for message in messages)
@@ -132,8 +135,8 @@ def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return _with_system(row, [_of_sharegpt(message) for message in row["conversations"]])
     if "query" in row:
         turns = [*row.get("history", []), [row["query"], row.get("response")]]
-        pairs = [("user", query) for query, _ in turns], [("assistant", answer) for _, answer in turns]
-        inside = [{"role": role, "content": text} for turn in zip(*pairs, strict=True) for role, text in turn]
+        roles = ("user", "assistant")
+        inside = [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
         return _with_system(row, [message for message in inside if message["content"] is not None])
     return []
 
@@ -160,6 +163,13 @@ def _of_sharegpt(message: Any) -> Mapping[str, Any]:
 def _audio_list(row: Mapping[str, Any]) -> list[Any]:
     audios = row.get("audios", [row["audio"]] if "audio" in row else [])
     return audios if isinstance(audios, list) else [audios]
+
+
+def _refuse_lost(row: Mapping[str, Any], conversation: Conversation) -> None:
+    """Raise where a conversation would be learnt without the recording that its row has."""
+    lost = [key for key in _NOT_HEARD if key in row]
+    if lost and not any(isinstance(part, AudioPart) for message in conversation.messages for part in message.parts):
+        raise UsageError(f'a conversation\'s recordings stand in "audios", got {lost[0]!r}; rename that key')
 
 
 def _conversation(messages: Sequence[Mapping[str, Any]], audios: list[AudioPart], folder: Path) -> Conversation:
@@ -311,6 +321,8 @@ def _tasks() -> dict[str, Any]:
 
 
 def _task(row: Mapping[str, Any], audio: AudioPart, text: str) -> BareRow:
+    if "prompt" in row:
+        raise UsageError('the "task" says what the prompt is; leave out "prompt", or name the answer to it "gt"')
     tasks = _tasks()
     task = row.get("task", "asr")
     if task not in tasks["prompts"]:

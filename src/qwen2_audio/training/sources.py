@@ -13,6 +13,7 @@ import json
 import tarfile
 import threading
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -139,22 +140,42 @@ class HubDataset:
                 found = datasets.load_dataset(self._name, split=split or "train")
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UsageError(f"cannot read the data set {name}: {error}") from error
-        for column, kind in found.features.items():
-            if isinstance(kind, datasets.Audio):
-                found = found.cast_column(column, datasets.Audio(decode=False))
-        self._rows = found
+        self._rows = found.cast(datasets.Features({name: _encoded(kind) for name, kind in found.features.items()}))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def row(self, index: int) -> Any:
-        return {key: value for key, value in self._rows[index].items() if value is not None}
+        return _without_none(self._rows[index])
 
     def line(self, index: int) -> int:
         return index + 1
 
     def place(self, index: int) -> str:
         return f"{self._name}, row {index + 1}"
+
+
+def _encoded(kind: Any) -> Any:
+    """A column's type, whose recordings, however deep they lie in it, come as the bytes of their files."""
+    from datasets import Audio
+
+    if isinstance(kind, Audio):
+        return Audio(decode=False)
+    if isinstance(kind, dict):
+        return {name: _encoded(inner) for name, inner in kind.items()}
+    if isinstance(kind, list):
+        return [_encoded(inner) for inner in kind]
+    if hasattr(kind, "feature"):
+        kind = copy(kind)
+        kind.feature = _encoded(kind.feature)
+    return kind
+
+
+def _without_none(value: Any) -> Any:
+    """The same without the keys that a row lacks, and that its table has filled in."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
 def open_source(name: str) -> Source:
@@ -179,6 +200,7 @@ class Mixture:
         self._lock = threading.Lock()
         self._orders: dict[tuple[int, int], Any] = {}
         self._drawn: list[tuple[Any, Any]] = []  # of each block: the source of each position, its number in that source
+        self._taken = [0] * len(self.sources)  # of each source in all of these
 
     def __len__(self) -> int:
         """Rows of all sources together."""
@@ -213,9 +235,10 @@ class Mixture:
             rng = np.random.default_rng((self._seed, len(self._drawn), 1))
             which = rng.choice(len(self.sources), _BLOCK, p=self._weights)
             turns = np.empty(_BLOCK, dtype=np.int64)
-            for number in range(len(self.sources)):
-                before = sum(int((drawn == number).sum()) for drawn, _ in self._drawn)
-                turns[which == number] = before + np.arange(int((which == number).sum()))
+            for number, before in enumerate(self._taken):
+                mine = which == number
+                turns[mine] = before + np.arange(mine.sum())
+                self._taken[number] += int(mine.sum())
             self._drawn.append((which, turns))
         which, turns = self._drawn[block]
         return int(which[inside]), int(turns[inside])

@@ -121,12 +121,13 @@ class Preference:
                     "augmented needs a reference that hears the same; set it to 0, or train only a new LoRA"
                 )
             path = Path(config.out) / f"{name}.jsonl"
+            dtype = "bfloat16" if torch.is_autocast_enabled(model.device.type) else "float32"
             self._kept = kept_log_probs(
                 self.dataset,
                 path,
                 lambda batch: answer_log_probs(model, batch, hear(model, batch, self._cache)),
                 config.batch_tokens,
-                f"{stamp(config.model)}\n{stamp(config.start)}\n{config.precision}",
+                f"{stamp(config.model)}\n{stamp(config.start)}\n{dtype} {config.quantize}",
                 say,
             )
 

@@ -49,7 +49,14 @@ from qwen2_audio.training.checkpointing import (
 from qwen2_audio.training.collate import Pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.engines import choose_engine
-from qwen2_audio.training.groups import choose_what_learns, exported, names_of_trained, optimizer_groups, start_from
+from qwen2_audio.training.groups import (
+    check_base,
+    choose_what_learns,
+    exported,
+    names_of_trained,
+    optimizer_groups,
+    start_from,
+)
 from qwen2_audio.training.learner import Learner
 from qwen2_audio.training.losses import head_pieces
 from qwen2_audio.training.memory import multiply_in_bfloat16, recompute_layers
@@ -103,6 +110,8 @@ class Trainer:
             )
         self.model = model or load_model(folder, device=self.device)
         self.sample = sample_of(self.model.state_dict())
+        if config.start:
+            check_base(self.model, Path(config.start))
         choose_what_learns(self.model, config)
         started = start_from(self.model, Path(config.start)) if config.start else []
         if config.recompute:
@@ -112,7 +121,7 @@ class Trainer:
         if config.quantize:
             quantize_frozen(self.model, self.device)
         elif self.bfloat16 and not self.engine.in_step:
-            multiply_in_bfloat16(self.model)
+            multiply_in_bfloat16(self.model, started)
         self.learns = list(dict.fromkeys([*names_of_trained(self.model), *started]))
         processor = load_processor(folder, load_config(folder))
         with self._autocast():
@@ -315,7 +324,7 @@ class Trainer:
                 torch.save(trained, part / WEIGHTS)
                 state = {"config": plain(asdict(self.config)), "step": self.step, "seconds": self.seconds}
                 state |= {"best": self.best, "engine": self.engine.name, "rows": len(self.stage.dataset)}
-                state |= {"cursors": cursors, "random": states}
+                state |= {"cursors": cursors, "random": states, "sample": self.sample}
                 torch.save(state, part / STATE)
         self._barrier()
         if self.rank == 0:
@@ -343,7 +352,7 @@ class Trainer:
             )
         if folder is None:
             return
-        state, rows = read_state(folder, self.config), len(self.stage.dataset)
+        state, rows = read_state(folder, self.config, self.sample), len(self.stage.dataset)
         if state.get("rows", rows) != rows:
             raise UsageError(
                 f"the data has {rows} rows, and had {state['rows']} when the run in {self.out} began; put the rows back, or "
