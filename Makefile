@@ -113,9 +113,15 @@ mini-train: mini-data  ## take mini through its stages and put the result into t
 	  --share 0.8 --share-of-encoder 0.35
 	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/both/trained.safetensors out=$(MINI)/answers encoder.learning_rate=0.0 \
 	  projector.learning_rate=1.0e-4 distil=1.0 misread=0.15 $(SETTINGS)
-	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/answers/model && \
-	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/answers/trained.safetensors $(MINI)/answers/model && \
-	  $(RECIPE)/preferences.py $(MINI)/answers/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
+	mkdir -p $(MINI)/ear
+	$(RECIPE)/average.py $(MINI)/answers/trained.safetensors $(MINI)/answers/trained.safetensors $(MINI)/ear/trained.safetensors \
+	  --encoder-from 3
+	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/ear/trained.safetensors out=$(MINI)/words 'encoder.layers=[3, 4, 5]' \
+	  encoder.learning_rate=3.0e-5 projector.learning_rate=1.0e-4 distil=1.0 distil_states=1.0 misread=0.1 spoken_weight=0.0 \
+	  $(SETTINGS)
+	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/words/model && \
+	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/words/trained.safetensors $(MINI)/words/model && \
+	  $(RECIPE)/preferences.py $(MINI)/words/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
 	$(TRAIN) configs/mini/dpo.yaml $(SETTINGS)
 	cp $(MINI)/dpo/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
 
