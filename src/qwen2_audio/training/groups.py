@@ -37,8 +37,10 @@ def choose_what_learns(model: Qwen2Audio, config: TrainConfig) -> None:
     """Freeze everything but what the configuration lets learn; put LoRA where it says so.
 
     Raises:
-        UsageError: nothing learns, or a group cannot learn in the way that it should.
+        UsageError: nothing learns, a group cannot learn in the way that it should, or `start` was trained on another model.
     """
+    if config.start:
+        _check_base(model, Path(config.start))
     if config.embeddings.learn == "lora":
         raise UsageError("embeddings are no linear layer and cannot learn by lora; use embeddings.learn=full")
     tied = model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
@@ -114,7 +116,7 @@ def exported(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.half() if is_lora(name) else tensor for name, tensor in out.items()}
 
 
-def check_base(model: nn.Module, path: Path) -> None:
+def _check_base(model: nn.Module, path: Path) -> None:
     """Raise `UsageError` where another run's result was trained on another model than this one, in which nothing learns yet."""
     with _opened(path) as file:
         sample = (file.metadata() or {}).get(SAMPLE, "{}")

@@ -49,14 +49,7 @@ from qwen2_audio.training.checkpointing import (
 from qwen2_audio.training.collate import Pack, pack_by_tokens
 from qwen2_audio.training.config import TrainConfig
 from qwen2_audio.training.engines import choose_engine
-from qwen2_audio.training.groups import (
-    check_base,
-    choose_what_learns,
-    exported,
-    names_of_trained,
-    optimizer_groups,
-    start_from,
-)
+from qwen2_audio.training.groups import choose_what_learns, exported, names_of_trained, optimizer_groups, start_from
 from qwen2_audio.training.learner import Learner
 from qwen2_audio.training.losses import head_pieces
 from qwen2_audio.training.memory import multiply_in_bfloat16, recompute_layers
@@ -110,8 +103,6 @@ class Trainer:
             )
         self.model = model or load_model(folder, device=self.device)
         self.sample = sample_of(self.model.state_dict())
-        if config.start:
-            check_base(self.model, Path(config.start))
         choose_what_learns(self.model, config)
         started = start_from(self.model, Path(config.start)) if config.start else []
         if config.recompute:
