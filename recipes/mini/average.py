@@ -111,8 +111,14 @@ def main() -> None:
     start = read(args.start)[0] if args.start else None
     mixed = average(first, second, args.share, start, args.share_of_encoder)
     mixed = without_first_layers(keep_of_encoder(mixed, args.encoder), args.encoder_from)
-    known = {SAMPLE: sample or other} if sample or other else {}
-    save_file(mixed, args.out, metadata={"lora_scale": "1.0", **known})
+    metadata = {"lora_scale": "1.0"}
+    if sample and other and sample != other:
+        raise SystemExit(
+            f"{args.first} and {args.second} were trained on different models; average runs of the same one"
+        )
+    if sample or other:
+        metadata[SAMPLE] = sample or other
+    save_file(mixed, args.out, metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,20 @@ def test_the_head_of_a_tied_model_is_compared_with_its_new_embeddings(tmp_path: 
         verify_merged(base, tmp_path / "wrong", tmp_path / "t.safetensors")
 
 
+def test_a_head_of_its_own_stays_where_the_settings_say_tied(tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base", tiny_model(tiny_config(tied=True)))
+    weights = load_file(base / "model.safetensors")
+    weights["language_model.lm_head.weight"] += 1
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    embeddings = {EMBEDDING: load_model(base).get_parameter(EMBEDDING) + 1}
+    save_file(embeddings, tmp_path / "t.safetensors", metadata={"lora_scale": "1"})
+    own = load_model(base)
+    own_weights(own)
+    merge_trained(own, tmp_path / "t.safetensors")
+    save(own, tmp_path / "merged", source=base)
+    assert verify_merged(base, tmp_path / "merged", tmp_path / "t.safetensors") == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_what_was_trained_on_another_model_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     own = tiny_model().state_dict()

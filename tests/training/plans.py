@@ -52,3 +52,8 @@ def small_plan(folder: Path, model: Path) -> TrainConfig:
 def log_of(plan: TrainConfig) -> list[dict[str, Any]]:
     """The lines of a run's log."""
     return [json.loads(line) for line in (Path(plan.out) / LOG).read_text().splitlines()]
+
+
+def losses(plan: TrainConfig) -> list[float]:
+    """Of every step of a run."""
+    return [row["loss"] for row in log_of(plan)]

@@ -23,7 +23,7 @@ from qwen2_audio.errors import CheckpointError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_EMBEDDING, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 _SHOWN = 5
 
 
@@ -101,22 +101,22 @@ def load_model(
                 if name in rounded:
                     waiting[name] = pool.submit(to_int8, tensor)
                 else:
-                    found.plain[name] = tensor if int8 and name == _EMBEDDING else tensor.to(dtype)
+                    found.plain[name] = tensor if int8 and name == EMBEDDING else tensor.to(dtype)
             found.int8 |= {name: task.result() for name, task in waiting.items()}
             if progress:
                 progress(count, len(files))
-    tied = config.text.tie_word_embeddings and _EMBEDDING in found.plain
-    if tied and _HEAD in found.plain:  # as transformers does: a head of its own wins over the setting
-        tied = torch.equal(found.plain[_HEAD], found.plain[_EMBEDDING])
+    tied = config.text.tie_word_embeddings and EMBEDDING in found.plain
+    if tied and HEAD in found.plain:  # as transformers does: a head of its own wins over the setting
+        tied = torch.equal(found.plain[HEAD], found.plain[EMBEDDING])
     if tied and int8:
-        found.int8.setdefault(_HEAD, to_int8(found.plain[_EMBEDDING]))
+        found.int8.setdefault(HEAD, to_int8(found.plain[EMBEDDING]))
     elif tied:
-        found.plain[_HEAD] = found.plain[_EMBEDDING]
+        found.plain[HEAD] = found.plain[EMBEDDING]
     found.report(folder)
     model.load_state_dict(found.plain, assign=True, strict=not int8)
     if int8:
         put_into_int8(model, found.int8)
-        model.language_model.model.embed_tokens = FileEmbedding.of(found.plain[_EMBEDDING])
+        model.language_model.model.embed_tokens = FileEmbedding.of(found.plain[EMBEDDING])
     elif tied:
         model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight
     return model.requires_grad_(False).eval()

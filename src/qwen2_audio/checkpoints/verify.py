@@ -9,12 +9,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from qwen2_audio.checkpoints.load import load_config, weight_files
+from qwen2_audio.checkpoints.load import EMBEDDING, HEAD, load_config, weight_files
 from qwen2_audio.checkpoints.merge import read_changes
 from qwen2_audio.checkpoints.names import canonical
 from qwen2_audio.errors import CheckpointError
-
-_EMBEDDINGS, _HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
 
 def verify_merged(base: Path, merged: Path, path: Path) -> int:
@@ -29,14 +27,17 @@ def verify_merged(base: Path, merged: Path, path: Path) -> int:
     Raises:
         CheckpointError: one is not what it should be, up to rounding.
     """
-    trained, written = read_changes(path), _Tensors(merged)
-    tied = load_config(merged).text.tie_word_embeddings
+    trained, written, before = read_changes(path), _Tensors(merged), _Tensors(base)
+    tied = load_config(base).text.tie_word_embeddings and {EMBEDDING, HEAD} <= before.files.keys()
+    tied = tied and torch.equal(
+        before.read(EMBEDDING), before.read(HEAD)
+    )  # else it has a head of its own, see `load_model`
     changed = 0
-    for name, old in _Tensors(base):
+    for name, old in before:
         if name not in written.files:  # the head of a model that shares it with its embeddings
             continue
         new = written.read(name)
-        wanted, source = old, _EMBEDDINGS if tied and name == _HEAD else name
+        wanted, source = old, EMBEDDING if tied and name == HEAD else name
         if name in trained.corrections:
             wanted = trained.corrections[name].apply(old)
         elif source in trained.whole:

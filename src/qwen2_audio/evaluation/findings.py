@@ -106,8 +106,8 @@ def worst(score: Score, count: int) -> list[Part]:
     if score.lower_is_better:
         wrong = [part for part in score.parts if part.numerator > 0]
         return sorted(wrong, key=lambda part: (-part.numerator, part.denominator))[:count]
-    marks = 5.0 if score.details.get("scale") == "1 to 5" else 10.0
-    best = {"bleu": 100.0, "judge": marks}.get(score.metric, 1.0)
+    highest = float(score.details.get("scale", "1 to 10").rpartition(" ")[2])
+    best = {"bleu": 100.0, "judge": highest}.get(score.metric, 1.0)
     counted = [(part.numerator / part.denominator, part) for part in score.parts if part.denominator]
     return [part for _, part in sorted((one for one in counted if one[0] < best), key=lambda one: one[0])[:count]]
 

@@ -77,18 +77,22 @@ def _targets(model: nn.Module, group: str, settings: GroupConfig) -> list[str]:
     return [name for name in linear if not settings.targets or name.rpartition(".")[2] in settings.targets]
 
 
+def _layer_of(name: str) -> int | None:
+    """The number of the transformer's layer that a parameter or module lies in; None outside of them."""
+    number = name.partition(".layers.")[2].partition(".")[0]
+    return int(number) if number else None
+
+
 def _within(name: str, settings: GroupConfig) -> bool:
-    """Whether a parameter or layer of a group lies in those of the transformer's layers that learn."""
-    _, inside, rest = f"{name}.".partition("layers.")
-    return not settings.layers or (bool(inside) and int(rest.partition(".")[0]) in settings.layers)
+    """Whether a parameter or module of a group lies in the layers that learn."""
+    return not settings.layers or _layer_of(name) in settings.layers
 
 
 def _check_layers(model: nn.Module, group: str, settings: GroupConfig) -> None:
-    names = [name for name, _ in model.named_parameters() if group_of(name) == group]
-    known = {int(name.partition("layers.")[2].partition(".")[0]) for name in names if "layers." in name}
+    known = {_layer_of(name) for name, _ in model.named_parameters() if group_of(name) == group} - {None}
     unknown = [number for number in settings.layers if number not in known]
     if unknown:
-        there = f"there are 0 to {max(known)}" if known else "it has none"
+        there = f"there are 0 to {len(known) - 1}" if known else "it has none"
         raise UsageError(f"{group}.layers has {unknown[0]!r}, which is no layer of it; {there}")
 
 
