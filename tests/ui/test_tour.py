@@ -52,16 +52,15 @@ def test_speaking_with_the_button(open_page: Open, backend: FakeBackend) -> None
 
 def test_speaking_again_while_an_answer_is_written(open_page: Open, slow: FakeBackend) -> None:
     page = open_page()
-    ask(page, " ".join(f"word{number}" for number in range(400)))
-    page.wait_for_function(f"document.querySelector('{ANSWERS}')?.textContent.includes('word1')")
-    for number in (2, 3):  # the second is spoken while the first one's answer is being written
+    slow.delay = 2.0  # no word of the first answer before the second question
+    for number in (1, 2):
         page.click(".qa-press")
         page.wait_for_selector('.qa-talk[data-state="recording"]')
         page.wait_for_timeout(600)
         page.click(".qa-press")
         page.wait_for_function(f"document.querySelectorAll('{QUESTIONS}').length === {number}")
-    wait_for_answer(page, " s]", number=4)  # the first one's "Stopped." is a row of its own
-    page.wait_for_selector("#qa-composer .submit-button")
+    wait_for_answer(page, " s]", number=2)
+    assert "Stopped." in page.inner_text(ANSWERS)
 
 
 def test_stop(open_page: Open, slow: FakeBackend) -> None:
