@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -24,6 +25,15 @@ def test_who_speaks_again_while_an_answer_is_written_is_heard(page: httpx.Client
     calls = page.get("config").json()["dependencies"]
     modes = {event: call["trigger_mode"] for call in calls for _, event in call["targets"]}
     assert modes["spoken"] == modes["heard"] == "multiple"
+
+
+def test_what_other_scripts_need_is_in_the_page_itself(page: httpx.Client) -> None:
+    head = page.get("config").json()["head"]  # Gradio adds it when the page runs: fetched scripts come in any order
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", head, re.DOTALL)
+    inline = [text for attributes, text in scripts if not attributes]
+    fetched = [attributes for attributes, _ in scripts if attributes]
+    assert inline and "page.say = " in inline[0]
+    assert fetched == [' type="module" src="page/static/page.js"']
 
 
 def test_a_player_may_ask_for_a_stretch_of_a_clip(page: httpx.Client) -> None:

@@ -96,7 +96,10 @@ def _remove_in_the_end(app: FastAPI, folder: Path) -> None:
 
 
 def _head(language: Language, path: str, voices: Sequence[str]) -> str:
-    """What the page's head holds: all texts, the style, and the scripts that must run before Gradio's."""
+    """What the page's head holds: all texts, the style and the scripts.
+
+    Gradio puts it there when the page runs already, and so waits for no script that is fetched: what others need stands in it.
+    """
     known = {
         "texts": {name: texts(name).entries for name in LANGUAGES},
         "preset": language,
@@ -107,11 +110,12 @@ def _head(language: Language, path: str, voices: Sequence[str]) -> str:
         "wishes": {"model": "", "system": ""},
     }
     said = json.dumps(known, ensure_ascii=False).replace("<", "\\u003c")
+    boot = (_FOLDER / "static" / "boot.js").read_text("utf-8")
     return (
-        f"<script>window.qwenAudio = {said};</script>"
+        f"<script>window.qwenAudio = {said};\n{boot}</script>"
         '<link rel="icon" href="page/static/icon.svg" type="image/svg+xml">'
         '<link rel="stylesheet" href="page/static/page.css">'
-        '<script src="page/static/boot.js"></script><script type="module" src="page/static/page.js"></script>'
+        '<script type="module" src="page/static/page.js"></script>'
     )
 
 

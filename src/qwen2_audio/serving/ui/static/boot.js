@@ -1,4 +1,4 @@
-// Before anything else runs: the language that the visitor chose last time, or that the browser asks for.
+// Before the other scripts, in the page itself: the language that the visitor chose last time, or that the browser asks for.
 (() => {
   const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
   const page = window.qwenAudio;
