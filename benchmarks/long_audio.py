@@ -6,8 +6,9 @@ FOLDER holds `librispeech_excerpt`; the clips of --split are shuffled, again and
 after the other with pauses of 0.3 to 2.5 s. The recording is transcribed as a stream, the clips each alone. Printed are
 
 - the word error rate of both (the same clips, as often), and their difference in points;
-- the same for each clip cut out of the recording again, half a second before its first sound and behind its last, as windows
-  begin and end: the difference to this is what cuts and company cost; the rest comes of other silence around the same words;
+- the same for each clip cut out of the recording again, as often as it stands there, each time with other 0.4 to 0.6 s before
+  its first sound and behind its last, as windows begin and end: the difference to this is what cuts and company cost; the rest
+  comes of other silence around the same words, of which a file has but one, and of where frames of 40 ms begin;
 - sentences lost at cuts: clips that are understood alone (half of their words are right), and of which fewer than half as many
   words are right in the recording; and the reverse, which no cut explains, for comparison;
 - how far the times of segments lie from the truth: segments whose first (last) word is, by alignment, the first (last) of a
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 FOLDER = "librispeech_excerpt"
 RATE = 16_000
 PAUSES = (0.3, 2.5)
-AROUND = 0.5
-"""Seconds before its first sound and behind its last that a clip is cut out again with."""
+AROUND = (0.4, 0.6)
+"""Seconds before its first sound and behind its last that a clip is cut out again with; each time others."""
 SOUND_DECIBELS, LOUD_DECIBELS = 30.0, 15.0
 """Below the loudest 0.1 s: what is a sound at all, and what is certainly speech."""
 FRAME = RATE // 50
@@ -165,22 +166,24 @@ def transcribe_alone(assistant: Assistant, clips: Sequence[Clip]) -> dict[Path, 
     return texts
 
 
-def transcribe_cut_out(assistant: Assistant, placed: Sequence[Placed], path: Path) -> list[list[str]]:
+def transcribe_cut_out(
+    assistant: Assistant, placed: Sequence[Placed], path: Path, rng: random.Random
+) -> list[list[str]]:
     """The words of each clip, alone again, as it lies in the recording."""
     texts: list[list[str]] = []
     for start in range(0, len(placed), 16):
-        batch = [(cut_out(item, path), RATE) for item in placed[start : start + 16]]
+        batch = [(cut_out(item, path, rng.uniform(*AROUND)), RATE) for item in placed[start : start + 16]]
         texts += [words_of(reply.text) for reply in assistant.transcribe_many(batch)]
         say(f"{len(texts)} of {len(placed)} clips cut out again")
     return texts
 
 
-def cut_out(item: Placed, path: Path) -> NDArray[np.float32]:
-    """The stretch of the recording in which a clip lies, without speech of others."""
+def cut_out(item: Placed, path: Path, around: float) -> NDArray[np.float32]:
+    """The stretch of the recording in which a clip lies with so many seconds around its sound, without speech of others."""
     import soundfile
 
-    begin = max(item.clip.begins[0] - AROUND, -PAUSES[0])
-    end = min(item.clip.ends[1] + AROUND, item.clip.seconds + PAUSES[0])
+    begin = max(item.clip.begins[0] - around, -PAUSES[0])
+    end = min(item.clip.ends[1] + around, item.clip.seconds + PAUSES[0])
     start = max(round((item.start + begin) * RATE), 0)
     wave, _ = soundfile.read(path, round((item.start + end) * RATE) - start, start, dtype="float32")
     return np.asarray(wave, np.float32)
@@ -279,7 +282,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         total = placed[-1].start + placed[-1].clip.seconds
         say(f"{len(placed)} clips, {total / 60:.1f} minutes, {path.stat().st_size >> 20} MiB as FLAC")
         segments, figures = transcribe_long(assistant, path, total)
-        again = transcribe_cut_out(assistant, placed, path)
+        again = transcribe_cut_out(assistant, placed, path, random.Random(args.seed))
     alone = transcribe_alone(assistant, list({item.clip.path: item.clip for item in placed}.values()))
     return {"minutes": total / 60, **figures, **compare(placed, segments, alone, again)}
 

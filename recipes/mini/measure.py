@@ -9,7 +9,8 @@ those that were learnt from, with `--spoken VOICE` the same sentences in a voice
 50 questions of test_questions.txt with a voice never trained on, and compares each answer with the model's answer to the
 same question in writing: both are printed, and counted as alike when at least half of their first 30 words agree (F1).
 It also counts how many answers are to the question that was asked: those that the model, in writing, would rather give to it
-than to any other of the 50, by the likelihood of their first tokens.
+than to any other of the 50, by the likelihood of their first tokens. For comparison the model is also asked in
+writing what it heard the questions as, and the questions themselves, carelessly written.
 """
 
 from __future__ import annotations
@@ -78,23 +79,32 @@ def measure_questions(assistant: Assistant, voice: str) -> None:
     """Print answers to spoken and to written questions side by side."""
     questions = QUESTIONS.read_text().split("\n")[:50]
     speech = [(speak(voice, question), 16_000) for question in questions]
-    options = {"temperature": 0.0, "max_new_tokens": 40}
-    spoken = [reply.text for s in range(0, 50, 10) for reply in assistant.batch(speech[s : s + 10], **options)]  # type: ignore[arg-type]
-    written = [reply.text for s in range(0, 50, 10) for reply in assistant.batch(questions[s : s + 10], **options)]  # type: ignore[arg-type]
-    heard = assistant.transcribe_many(speech, max_new_tokens=40)
-    equal = 0
-    for question, a, b, text in zip(questions, spoken, written, heard, strict=True):
-        same = word_f1(a, b) >= 0.5
-        equal += same
+
+    def answered(asked: Sequence[Any]) -> list[str]:
+        options: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 40}
+        return [reply.text for s in range(0, 50, 10) for reply in assistant.batch(asked[s : s + 10], **options)]
+
+    def alike(answers: Sequence[str]) -> list[bool]:
+        return [word_f1(a, b) >= 0.5 for a, b in zip(answers, written, strict=True)]
+
+    written, spoken = answered(questions), answered(speech)
+    heard = [reply.text for reply in assistant.transcribe_many(speech, max_new_tokens=40)]
+    for same, question, a, b, text in zip(alike(spoken), questions, spoken, written, heard, strict=True):
         print(f"{'=' if same else ' '} {question}\n    heard as: {text}\n    spoken:  {a!r}\n    written: {b!r}")
+    understood = answered([text or "..." for text in heard])  # nothing can't be asked
+    careless = [question.lower().rstrip(".?") for question in questions]
+    print(
+        f"for comparison, alike in writing: {sum(alike(understood))} answers to what it heard the questions as, "
+        f"{sum(alike(answered(careless)))} to the questions in small letters without their last mark"
+    )
     own = [at_home(assistant, questions, answers) for answers in (spoken, written)]
     print(
         f"{own[0]} of {len(questions)} answers to spoken questions are to that question, {own[1]} of those to written ones"
     )
-    errors = sum(edits(words(q), words(t.text)) for q, t in zip(questions, heard, strict=True))
-    total = sum(len(words(q)) for q in questions)
+    errors = sum(edits(words(q), words(text)) for q, text in zip(questions, heard, strict=True))
+    share = errors / sum(len(words(q)) for q in questions)
     print(
-        f"{equal} of {len(questions)} answers alike ({voice}); asked to transcribe them: {errors / total:.1%} word errors"
+        f"{sum(alike(spoken))} of {len(questions)} answers alike ({voice}); asked to transcribe them: {share:.1%} word errors"
     )
 
 

@@ -85,14 +85,15 @@ def test_what_is_lost_and_late_is_seen(program: ModuleType) -> None:
 
 
 def test_a_clip_is_cut_out_without_its_neighbours(program: ModuleType, tmp_path: Path) -> None:
-    """Half a second around its sound, as far as no pause is shorter; never before the recording's beginning."""
+    """So much around its sound, as far as no pause is shorter; never before the recording's beginning."""
     soundfile.write(tmp_path / "long.wav", np.arange(160_000) / 160_000, 16_000, subtype="FLOAT")
     clip = program.Clip(Path("0"), ["word"], (0.4, 0.5), (2.5, 2.9), 3.0)
 
-    def places(start: float, **changes: tuple[float, float]) -> list[float]:
-        wave = program.cut_out(program.Placed(replace(clip, **changes), start, 0), tmp_path / "long.wav")
+    def places(start: float, around: float = 0.5, **changes: tuple[float, float]) -> list[float]:
+        wave = program.cut_out(program.Placed(replace(clip, **changes), start, 0), tmp_path / "long.wav", around)
         return [round(float(at) * 10, 3) for at in (wave[0], wave[-1])]
 
     assert places(5.0) == [4.9, 8.3]
     assert places(5.0, begins=(1.0, 1.1), ends=(2.0, 2.1)) == [5.5, 7.6]
+    assert places(5.0, around=0.2) == [5.2, 8.1]
     assert places(0.0) == [0.0, 3.3]

@@ -32,7 +32,7 @@ def test_what_other_scripts_need_is_in_the_page_itself(page: httpx.Client) -> No
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", head, re.DOTALL)
     inline = [text for attributes, text in scripts if not attributes]
     fetched = [attributes for attributes, _ in scripts if attributes]
-    assert inline and "page.say = " in inline[0]
+    assert len(inline) == 2 and "window.qwenAudio = " in inline[0] and "page.say = " in inline[1]
     assert fetched == [' type="module" src="page/static/page.js"']
 
 

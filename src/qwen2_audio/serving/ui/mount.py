@@ -112,7 +112,7 @@ def _head(language: Language, path: str, voices: Sequence[str]) -> str:
     said = json.dumps(known, ensure_ascii=False).replace("<", "\\u003c")
     boot = (_FOLDER / "static" / "boot.js").read_text("utf-8")
     return (
-        f"<script>window.qwenAudio = {said};\n{boot}</script>"
+        f"<script>window.qwenAudio = {said};</script><script>{boot}</script>"
         '<link rel="icon" href="page/static/icon.svg" type="image/svg+xml">'
         '<link rel="stylesheet" href="page/static/page.css">'
         '<script type="module" src="page/static/page.js"></script>'
