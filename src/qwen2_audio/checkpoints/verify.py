@@ -29,9 +29,8 @@ def verify_merged(base: Path, merged: Path, path: Path) -> int:
     """
     trained, written, before = read_changes(path), _Tensors(merged), _Tensors(base)
     tied = load_config(base).text.tie_word_embeddings and {EMBEDDING, HEAD} <= before.files.keys()
-    tied = tied and torch.equal(
-        before.read(EMBEDDING), before.read(HEAD)
-    )  # else it has a head of its own, see `load_model`
+    # a head of its own wins over the setting, see `load_model`
+    tied = tied and torch.equal(before.read(EMBEDDING), before.read(HEAD))
     changed = 0
     for name, old in before:
         if name not in written.files:  # the head of a model that shares it with its embeddings
