@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen2_audio.training.alignment import best_path, fit_projector
+from qwen2_audio.training.alignment import BLANK_COSINE, best_path, fit_projector, heard_at
 
 
 def paths(frames: int, tokens: int) -> list[list[int]]:
@@ -34,6 +34,31 @@ def test_best_path(tokens: int, extra: int, seed: int) -> None:
 def test_best_path_follows_a_clear_diagonal() -> None:
     wanted = torch.tensor([0, 0, 1, 2, 2, 2, 3])
     assert torch.equal(best_path(torch.nn.functional.one_hot(wanted, 4).float()), wanted)
+
+
+@given(st.integers(1, 5), st.integers(0, 6), st.integers(0, 10**6))
+def test_tokens_are_heard_where_that_is_likeliest_of_all(tokens: int, extra: int, seed: int) -> None:
+    """Of all ways to hear the tokens in order, apart from one another; every embedding between counts as no token."""
+    generator = torch.Generator().manual_seed(seed)
+    audio, names = (
+        torch.randn(2 * tokens + 1 + extra, 3, generator=generator),
+        torch.randn(tokens, 3, generator=generator),
+    )
+    like = torch.nn.functional.cosine_similarity(audio[:, None], names[None], dim=-1)
+    found = heard_at(audio, names)
+    assert (found.diff() > 1).all()
+    assert len(found) == tokens
+
+    def total(path: list[int]) -> float:
+        return sum(float(like[t, i // 2]) if i % 2 else BLANK_COSINE for t, i in enumerate(path))
+
+    best = max(paths(len(audio), 2 * tokens + 1), key=total)
+    spans = [[t for t, i in enumerate(best) if i == 2 * token + 1] for token in range(tokens)]
+    assert found.tolist() == [max(span, key=lambda t: like[t, token]) for token, span in enumerate(spans)]
+
+
+def test_tokens_for_which_there_is_no_room_are_not_heard() -> None:
+    assert len(heard_at(torch.randn(4, 3), torch.randn(2, 3))) == 0
 
 
 def test_fit_projector_finds_a_planted_map() -> None:

@@ -14,6 +14,7 @@ from qwen2_audio.errors import UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.chat_template import render
 from qwen2_audio.processing.conversation import Conversation
+from qwen2_audio.training.alignment import heard_at
 from qwen2_audio.training.config import GroupConfig, TrainConfig
 from qwen2_audio.training.losses import hear, target_losses
 from qwen2_audio.training.trainer import Trainer, train
@@ -61,10 +62,11 @@ def test_spoken_questions_are_answered_as_written_ones(plan: TrainConfig, folder
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_layers_come_to_think_what_they_think_when_they_read(plan: TrainConfig, folder: Path, recompute: bool) -> None:
-    """Distilled states: the distance is that of the definition, nothing for what was written, and it falls."""
+    """Distilled states: the distance is that of the definition, nothing for what was written, and it falls. Compared are those
+    between question and answer, those of the answer, and those where the words of the question are heard."""
     data = Path(plan.data)
-    question, answer = json.loads(data.read_text().splitlines()[0])["messages"]
-    alone = {"messages": [{**question, "content": question["content"][:1]}, answer], "spoken": "the dog barked"}
+    question, answer = json.loads(data.read_text().splitlines()[6])["messages"]
+    alone = {"messages": [{**question, "content": question["content"][:1]}, answer], "spoken": "the dog?"}
     answer["content"] = (
         "the man was walking in the rain and the dog was in the world"  # more than the tokens that count more
     )
@@ -78,12 +80,27 @@ def test_layers_come_to_think_what_they_think_when_they_read(plan: TrainConfig, 
     assert written is not None
     with torch.no_grad():
         both = target_losses(model, batch, audio, 1.0, 0.5)
-        words = target_losses(model, batch, audio, 1.0)
+        divergence = target_losses(model, batch, audio, 1.0)
         ours = states(model, model.embed(batch.ids, audio), batch.lengths)
         its = states(reader, reader.embed(written.ids, None), written.lengths)
     count = len(batch.targets) // 2  # of one answer; both have the same
     assert count > 8
-    places = [[*range(at - 4, at + count)] for at in (int(pack.predict_at[count]) for pack in (batch, written))]
+    first = written.lengths[0]
+    line = trainer.stage.dataset._processor.tokenizer.encode("the dog?")
+    spoken = [
+        first + i for i in range(len(written.ids) - first) if written.ids[first + i :][: len(line)].tolist() == line
+    ]
+    told = [0, 1, 3, 4]  # "th", "e", "d", "og"; not the space, nor the mark at the end
+    words = [spoken[0] + i for i in told]
+    names = reader.language_model.model.embed_tokens.weight
+    assert audio is not None
+    placeholders = (batch.ids == model.config.audio_token_id).nonzero()[:, 0]
+    heard = placeholders[heard_at(audio - names.mean(0), names[line][told] - names.mean(0))].tolist()
+    assert len(heard) == len(words)
+    places = [
+        [*words_at, *range(at - 4, at + count)]
+        for words_at, at in zip((heard, words), (int(pack.predict_at[count]) for pack in (batch, written)), strict=True)
+    ]
     variances = [state[written.predict_at[0] - 4 :][: count + 4] for state in its]  # of the whole pack: both rows
     variances = [
         torch.cat([a, state[places[1]]]).var(0, correction=0) + 1e-4 for a, state in zip(variances, its, strict=True)
@@ -92,13 +109,13 @@ def test_layers_come_to_think_what_they_think_when_they_read(plan: TrainConfig, 
         ((mine[places[0]] - theirs[places[1]]) ** 2 / variance).clamp(max=25).mean(-1)
         for mine, theirs, variance in zip(ours, its, variances, strict=True)
     ]
-    apart = torch.stack(far).mean(0)
-    expected = words * torch.where(torch.arange(2 * count) % count < 8, 3.0, 1.0)
-    expected[count:] += 0.5 * apart[4:]
-    expected[count] += 0.5 * 8 * apart[:4].sum()
+    of_words, between, apart = torch.stack(far).mean(0).split([len(words), 4, count])
+    expected = divergence * torch.where(torch.arange(2 * count) % count < 8, 3.0, 1.0)
+    expected[count:] += 0.5 * apart
+    expected[count] += 0.5 * (8 * between.sum() + 3 * of_words.sum())
     torch.testing.assert_close(both, expected, atol=1e-4, rtol=1e-4)
     assert both[:count].abs().max() < 1e-4  # nothing is learnt yet
-    assert apart.min() > 0
+    assert min(apart.min(), of_words.min()) > 0
     data.write_text(json.dumps(alone))
     train(replace(plan, steps=30), silent)
     assert losses(plan)[-1] < 0.5 * losses(plan)[0]

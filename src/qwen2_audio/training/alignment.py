@@ -1,4 +1,4 @@
-"""A closed-form start for the projector: which token is being spoken in which audio frame, and a ridge regression.
+"""Which token is being spoken in which audio frame, and a closed-form start for the projector.
 
 From a random projector the language model needs thousands of steps before it hears anything. Instead: spread the tokens of
 each transcript evenly over its frames, solve for the linear map from frame features to token embeddings, let the map say
@@ -12,6 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+
+BLANK_COSINE = 0.4
+"""Likeness to every token up to which an audio embedding carries none."""
 
 
 def fit_projector(
@@ -89,6 +92,22 @@ def best_path(scores: Tensor) -> Tensor:
         path[t] = at
         at -= int(moved[t, at])
     return torch.from_numpy(path)
+
+
+def heard_at(audio: Tensor, tokens: Tensor) -> Tensor:
+    """At which audio embedding each token is heard: int64 [tokens], rising, with at least one other between any two; empty
+    where there are too few.
+
+    Args:
+        audio: [frames, hidden_size], the mean of all token embeddings taken off.
+        tokens: [tokens, hidden_size], their embeddings, likewise.
+    """
+    scores = torch.full((len(audio), 2 * len(tokens) + 1), BLANK_COSINE)
+    if len(audio) < scores.shape[1]:
+        return torch.empty(0, dtype=torch.int64)
+    scores[:, 1::2] = _cosine(audio, tokens).cpu()
+    on = best_path(scores)[:, None] == torch.arange(scores.shape[1])[1::2]
+    return scores[:, 1::2].masked_fill(~on, -torch.inf).argmax(0)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Pack:
             `Example.in_writing`.
         in_writing: those examples without recordings, a pack of its own with the same targets; None where there are none.
         rows: of pairs: the number of each row in the data.
+        asked: for each example the tokens that `Example.asked` names.
         pieces: parts in which the head is run, 0 for as many as the targets need; processes that share it must agree.
     """
 
@@ -46,6 +47,7 @@ class Pack:
     aloud: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     in_writing: Pack | None = None
     rows: list[int] = field(default_factory=list)
+    asked: list[list[int]] = field(default_factory=list)
     pieces: int = 0
 
     @property
@@ -65,12 +67,14 @@ def pack(examples: Sequence[Example]) -> Pack:
     at: list[int] = []
     weights: list[float] = []
     aloud: list[int] = []
+    asked: list[list[int]] = []
     start = 0
     for example in examples:
         own = [start + i - 1 for i, learnt in enumerate(example.learnt) if learnt and i > 0]
         if example.in_writing is not None:
             aloud += range(len(at), len(at) + len(own))
         at += own
+        asked.append([start + i for i in example.asked])
         weights += [example.weight] * len(own)
         start += len(example.ids)
     tokens, predict_at = torch.tensor(ids), torch.tensor(at, dtype=torch.int64)
@@ -81,7 +85,7 @@ def pack(examples: Sequence[Example]) -> Pack:
     written = [example.in_writing for example in examples if example.in_writing is not None]
     return Pack(
         read, lengths, clips, hears, spoken, predict_at, tokens[predict_at + 1], torch.tensor(weights),
-        torch.tensor(aloud, dtype=torch.int64), pack(written) if written else None,
+        torch.tensor(aloud, dtype=torch.int64), pack(written) if written else None, asked=asked,
     )  # fmt: skip
 
 

@@ -96,8 +96,9 @@ class TrainConfig:
         distil: share of the loss of an answer to a recording alone, of which "spoken" is known, or to writing alone, that is
             how far the model is from what the language model without LoRA expects after the same words in writing (Hinton
             et al. 2015).
-        distil_states: beside `distil`, weight of how far the states of all layers are from those with which it reads, from
-            the end of the question on; the first tokens of an answer then count more. See `training.distil`.
+        distil_states: beside `distil`, weight of how far the states of all layers are from those with which it reads, where
+            the words of the question are heard and from its end on; the first tokens of an answer then count more. See
+            `training.distil`.
         dpo_beta: how closely "dpo" keeps to the reference; greater is closer.
         dpo_sft_weight: weight of the chosen answers' own next-token loss beside it.
         batch_tokens: tokens in one pack; a step takes `accumulate` packs on each process.

@@ -51,6 +51,7 @@ class Example:
             itself, where there is no recording.
         spoken: its tokens, which a stage that learns from them fills in.
         read: the ids as the model reads them back, where they are not the ids that it should write; see `misread`.
+        asked: where the recording stands that is asked by voice alone, and in `in_writing` the tokens of its words.
     """
 
     ids: list[int]
@@ -62,6 +63,7 @@ class Example:
     in_writing: Example | None = None
     spoken: list[int] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
 
 
 Built = TypeVar("Built", covariant=True)
@@ -201,7 +203,9 @@ def build_example(
         return example
     if not clips:
         return replace(example, in_writing=example)
-    return replace(example, in_writing=_in_writing(parsed, processor) if said else None)
+    written = _in_writing(parsed, processor) if said else None
+    asked = [i for i, token in enumerate(example.ids) if token == processor.audio_token_id and written is not None]
+    return replace(example, in_writing=written, asked=asked)
 
 
 def _in_writing(row: ChatRow, processor: Processor) -> Example | None:
@@ -212,7 +216,19 @@ def _in_writing(row: ChatRow, processor: Processor) -> Example | None:
         return None
     words = (TextPart(row.spoken),)
     written = [replace(m, parts=words) if i in with_audio else m for i, m in enumerate(messages)]
-    return _assemble(_chat_pieces(Conversation(tuple(written)), row.learnt, complete=row.complete), [], processor)
+    example = _assemble(_chat_pieces(Conversation(tuple(written)), row.learnt, complete=row.complete), [], processor)
+    return replace(example, asked=_words(row.spoken, example.ids, processor))
+
+
+def _words(text: str, ids: list[int], processor: Processor) -> list[int]:
+    """Where the tokens stand that tell a text's letters and digits, not those of its marks; [] where it is not in the ids."""
+    tokens = processor.tokenizer.encode(text)
+    starts = (i for i in range(len(ids)) if ids[i : i + len(tokens)] == tokens)
+    start = next(starts, None)
+    if start is None:
+        return []
+    letters = (any(map(str.isalnum, processor.tokenizer.decode([token]))) for token in tokens)
+    return [start + i for i, told in enumerate(letters) if told]
 
 
 def build_pair(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.training.alignment import heard_at
 from qwen2_audio.training.collate import Pack
 from qwen2_audio.training.lora import without_lora
 
@@ -19,6 +20,8 @@ BETWEEN = 4
 """Tokens between what is asked and the line break that the answer is predicted from: the marks of turns, and "assistant"."""
 BETWEEN_WEIGHT = 8.0
 """Of their states beside those of the answer: in them lies what was asked, before any word of the answer tells it."""
+WORD_WEIGHT = 3.0
+"""Of the states where a token of the question is heard, beside those of the answer."""
 FIRST, FIRST_WEIGHT = 8, 3.0
 """Tokens of an answer that count more, since they decide what it is about, and how much."""
 _FLOOR, _MOST = 1e-4, 25.0
@@ -65,34 +68,64 @@ def divergences(ours: Tensor, readers: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where states are compared: at the tokens from which answers are predicted, then at those between question and answer.
+    """Where states are compared: at tokens from which answers are predicted, at those between question and answer, and where
+    words of questions are heard.
 
     Attributes:
         at: int64 [places], tokens of the pack.
+        read_at: int64 [places], those of the pack in writing.
         owners: int64 [places], the target that each counts with.
         weights: float32 [places], how much it counts.
         of_targets: float32 [targets], how much the target itself counts.
     """
 
     at: Tensor
+    read_at: Tensor
     owners: Tensor
     weights: Tensor
     of_targets: Tensor
 
 
-def places(batch: Pack, targets: Tensor) -> Places:
-    """Those of the answers that are some of a pack's targets, int64 [targets]."""
-    at, sequences = batch.predict_at[targets], batch.sequence_of_targets[targets]
-    first = torch.searchsorted(sequences, sequences)  # of its own answer
-    count = torch.arange(len(at))
+def places(model: Qwen2Audio, batch: Pack, written: Pack, audio: Tensor | None) -> Places:
+    """Those of a pack and of the same in writing.
+
+    Args:
+        audio: audio embeddings of the pack, [audio_tokens, hidden_size].
+    """
+    at, sequences = batch.predict_at[batch.aloud], batch.sequence_of_targets[batch.aloud]
+    count, first = torch.arange(len(at)), torch.searchsorted(sequences, sequences)  # the first of its own answer
     starts = first.unique()
-    between = at[starts][:, None] - torch.arange(1, BETWEEN + 1)
+    between = torch.arange(1, BETWEEN + 1)
+    heard, words, owners = _words(model, batch, written, audio, starts.tolist())
     return Places(
-        torch.cat([at, between.flatten()]),
-        torch.cat([count, starts.repeat_interleave(BETWEEN)]),
-        torch.cat([torch.ones(len(at)), torch.full((between.numel(),), BETWEEN_WEIGHT)]),
+        torch.cat([at, (at[starts][:, None] - between).flatten(), heard]),
+        torch.cat([written.predict_at, (written.predict_at[starts][:, None] - between).flatten(), words]),
+        torch.cat([count, starts.repeat_interleave(BETWEEN), owners]),
+        torch.tensor([1.0, BETWEEN_WEIGHT, WORD_WEIGHT]).repeat_interleave(
+            torch.tensor([len(at), len(starts) * BETWEEN, len(heard)])
+        ),
         torch.where(count - first < FIRST, FIRST_WEIGHT, 1.0),
     )
+
+
+def _words(
+    model: Qwen2Audio, batch: Pack, written: Pack, audio: Tensor | None, owners: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the words of questions are heard, where they are read, and which of `owners`, one a question, they count with."""
+    found = [torch.empty(3, 0, dtype=torch.int64)]
+    embeddings = model.language_model.model.embed_tokens.weight.detach().float()
+    mean = embeddings.mean(0)
+    number = (batch.ids == model.config.audio_token_id).cumsum(0) - 1  # of the audio embedding at each token
+    asked = [batch.asked[sequence] for sequence in batch.sequence_of_targets[batch.aloud].unique()]
+    for owner, at, words in zip(owners, map(torch.tensor, asked), map(torch.tensor, written.asked), strict=True):
+        if audio is None or not len(at) or not len(words):
+            continue
+        names = embeddings[written.ids[words].to(embeddings.device)]
+        frames = heard_at(audio.detach().float()[number[at]] - mean, names - mean)
+        if len(frames):
+            found.append(torch.stack([at[frames], words, torch.full_like(words, owner)]))
+    heard, read, owned = torch.cat(found, 1)
+    return heard, read, owned
 
 
 def state_losses(ours: list[Tensor], readers: list[Tensor], where: Places) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qwen2_audio.config import audio_tokens
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
+from qwen2_audio.training.alignment import BLANK_COSINE
 from qwen2_audio.training.collate import Pack
 from qwen2_audio.training.distil import divergences, places, read, state_losses, tapped
 from qwen2_audio.training.feature_cache import FeatureCache
@@ -39,7 +40,7 @@ def target_losses(
     """
     ids, at, targets = (tensor.to(model.device) for tensor in (batch.ids, batch.predict_at, batch.targets))
     written = batch.in_writing if distil else None
-    where = places(batch, batch.aloud) if written is not None and distil_states else None
+    where = places(model, batch, written, audio) if written is not None and distil_states else None
     with tapped(model, None if where is None else where.at) as layers:
         hidden = model.language_model.model(model.embed(ids, audio), batch.lengths)[at]
     head = model.language_model.lm_head
@@ -50,8 +51,7 @@ def target_losses(
     result = _in_pieces(losses, batch.pieces or head_pieces(batch), hidden, targets)
     if written is None:
         return result
-    of_reader = None if where is None else places(written, torch.arange(len(written.targets))).at
-    reader, its_layers = read(model, written, of_reader)
+    reader, its_layers = read(model, written, None if where is None else where.read_at)
     aloud = batch.aloud.to(model.device)
     far = _in_pieces(lambda ours, its: divergences(head(ours), head(its)), head_pieces(written), hidden[aloud], reader)
     mixed = (1 - distil) * result[aloud] + distil * far
@@ -121,7 +121,6 @@ class SpokenTokenLoss:
     """
 
     SHARPNESS = 25.0
-    BLANK_COSINE = 0.4
 
     def __init__(self, embeddings: Tensor, vocabulary: list[int]) -> None:
         """
@@ -145,7 +144,7 @@ class SpokenTokenLoss:
         heard = normalize(torch.cat([part for part, _ in pairs]) - self._mean, dim=-1)
         with torch.autocast(audio.device.type, enabled=False):
             likeness = heard @ names.T
-        blank = heard.new_full((len(heard), 1), self.BLANK_COSINE)
+        blank = heard.new_full((len(heard), 1), BLANK_COSINE)
         scores = (self.SHARPNESS * torch.cat([likeness, blank], dim=-1)).log_softmax(-1)
         frames, lengths = (torch.tensor([len(pair[i]) for pair in pairs]) for i in (0, 1))
         return ctc_loss(
