@@ -9,8 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Installed before anything else, so that no other package chooses the build. Any pip requirement: TORCH=some.whl
 TORCH ?= torch==2.13.0
-# Modules are compiled when they are first imported: most never are
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --no-compile
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
