@@ -123,6 +123,22 @@ def test_layers_come_to_think_what_they_think_when_they_read(plan: TrainConfig, 
         replace(plan, distil=0.0)
 
 
+def test_the_words_of_a_question_are_those_of_its_own_turn(plan: TrainConfig) -> None:
+    """Though the same was said before, and is said again in the answer."""
+    data = Path(plan.data)
+    question, answer = json.loads(data.read_text().splitlines()[6])["messages"]
+    alone, same = {**question, "content": question["content"][:1]}, {**answer, "content": "the dog? the man"}
+    before = [{"role": "user", "content": "the dog?"}, {**same, "loss": False}]
+    data.write_text(json.dumps({"messages": [*before, alone, same], "spoken": "the dog?"}))
+    stage = Trainer(plan, silent).stage
+    written = stage.item(0).in_writing
+    assert written is not None
+    tokenizer = stage.dataset._processor.tokenizer
+    assert tokenizer.decode([written.ids[i] for i in written.asked]) == "thedog"
+    rest = tokenizer.decode(written.ids[written.asked[0] :])
+    assert rest.count("the dog?") == 2
+
+
 def states(model: Qwen2Audio, embeddings: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
     """What every layer of the language model gives."""
     found: list[torch.Tensor] = []

@@ -217,14 +217,15 @@ def _in_writing(row: ChatRow, processor: Processor) -> Example | None:
     words = (TextPart(row.spoken),)
     written = [replace(m, parts=words) if i in with_audio else m for i, m in enumerate(messages)]
     example = _assemble(_chat_pieces(Conversation(tuple(written)), row.learnt, complete=row.complete), [], processor)
-    return replace(example, asked=_words(row.spoken, example.ids, processor))
+    before_answer = example.ids[: example.learnt.index(True)]
+    return replace(example, asked=_words(row.spoken, before_answer, processor))
 
 
 def _words(text: str, ids: list[int], processor: Processor) -> list[int]:
-    """Where the tokens stand that tell a text's letters and digits, not those of its marks; [] where it is not in the ids."""
+    """Where the tokens stand that tell a text's letters and digits, not those of its marks, where it is in the ids last;
+    [] where it is not."""
     tokens = processor.tokenizer.encode(text)
-    starts = (i for i in range(len(ids)) if ids[i : i + len(tokens)] == tokens)
-    start = next(starts, None)
+    start = next((i for i in reversed(range(len(ids))) if ids[i : i + len(tokens)] == tokens), None)
     if start is None:
         return []
     letters = (any(map(str.isalnum, processor.tokenizer.decode([token]))) for token in tokens)

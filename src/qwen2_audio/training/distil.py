@@ -113,15 +113,15 @@ def _words(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where the words of questions are heard, where they are read, and which of `owners`, one a question, they count with."""
     found = [torch.empty(3, 0, dtype=torch.int64)]
-    embeddings = model.language_model.model.embed_tokens.weight.detach().float()
-    mean = embeddings.mean(0)
+    embeddings = model.language_model.model.embed_tokens.weight.detach()
+    mean = embeddings.mean(0, dtype=torch.float32)
     number = (batch.ids == model.config.audio_token_id).cumsum(0) - 1  # of the audio embedding at each token
     asked = [batch.asked[sequence] for sequence in batch.sequence_of_targets[batch.aloud].unique()]
     for owner, at, words in zip(owners, map(torch.tensor, asked), map(torch.tensor, written.asked), strict=True):
         if audio is None or not len(at) or not len(words):
             continue
         names = embeddings[written.ids[words].to(embeddings.device)]
-        frames = heard_at(audio.detach().float()[number[at]] - mean, names - mean)
+        frames = heard_at(audio[number[at]].detach().float() - mean, names.float() - mean)
         if len(frames):
             found.append(torch.stack([at[frames], words, torch.full_like(words, owner)]))
     heard, read, owned = torch.cat(found, 1)
@@ -130,7 +130,7 @@ def _words(
 
 def state_losses(ours: list[Tensor], readers: list[Tensor], where: Places) -> Tensor:
     """How far the states of all layers are from the reader's, as shares of the variance that these have in the pack, averaged
-    over layers and entries: float32 [targets]; the first target of an answer bears those between question and answer, too."""
+    over layers and entries: float32 [targets]; the first target of an answer bears those of its question, too."""
     apart = torch.zeros(len(ours[0]), device=ours[0].device)
     for mine, theirs in zip(ours, readers, strict=True):
         mine, theirs = mine.float(), theirs.float()
