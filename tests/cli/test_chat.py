@@ -14,7 +14,7 @@ import pytest
 from qwen2_audio.cli import conversing
 from qwen2_audio.cli.chat import print_stream
 from qwen2_audio.cli.line_editor import _completion
-from qwen2_audio.errors import ContextLengthError
+from qwen2_audio.errors import ContextLengthError, ServerError
 from tests.cli.conftest import FakeAssistant, FakeStream, Run
 
 
@@ -180,12 +180,18 @@ def test_recordings_of_a_turn_that_failed_or_was_forgotten(
 ) -> None:
     session = assistant.session()
     answer = session.stream
-    outcomes = iter(["too long", "cancelled", "answered"])
+    outcomes = iter(["too long", "refused", "cancelled", "answered"])
 
     def stream(*message: Any, **options: Any) -> Any:
         outcome = next(outcomes)
         if outcome == "too long":
             raise ContextLengthError("the prompt is too long")
+        if outcome == "refused":  # by a server, which is asked when its answer is read
+
+            def refuse() -> None:
+                raise ServerError("the server has too much to do")
+
+            return FakeStream(["unsaid"], refuse)
         if outcome == "cancelled":  # before its first token: the session keeps nothing of it
             silent = FakeStream([])
             silent.cancel()
@@ -196,9 +202,9 @@ def test_recordings_of_a_turn_that_failed_or_was_forgotten(
     monkeypatch.setattr(assistant, "session", lambda **_: session)
     other = wav.with_name("other.wav")
     other.write_bytes(wav.read_bytes())
-    typed = (f"'{wav}' long", f"'{wav}' forgotten", f"'{other}' kept", "/history")
+    typed = (f"'{wav}' long", f"'{wav}' refused", f"'{wav}' forgotten", f"'{other}' kept", "/history")
     _, err = terminal.types(assistant, *typed)
-    assert f"note: attached no longer: {wav}, 0.5 s\n" in err
+    assert err.count(f"note: attached no longer: {wav}, 0.5 s\n") == 2
     assert f"user: [{other}, 0.5 s] kept\n" in err
 
 

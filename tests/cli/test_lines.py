@@ -42,6 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("https://host/stream", ["https://host/stream"], ""),
         ("https://host/x.mp3 What is it?", ["https://host/x.mp3"], "What is it?"),
         ("https://host/page tells all", [], "https://host/page tells all"),
+        ("https://[host]/x.mp3 What is it?", ["https://[host]/x.mp3"], "What is it?"),
     ],
 )
 def test_split_line(here: Path, line: str, paths: list[str], text: str) -> None:

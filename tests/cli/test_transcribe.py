@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 
 from qwen2_audio import api
-from qwen2_audio.cli.recordings import find_recordings
+from qwen2_audio.cli.recordings import Recording, find_recordings
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.transcription import Transcript
@@ -194,6 +199,53 @@ def test_an_address_names_no_place_elsewhere() -> None:
     for path in ("..%2F..%2Fx.wav", "%2Ftmp%2Fx.wav", "a/x.wav"):
         [found] = find_recordings([f"https://host/{path}"])
         assert not isinstance(found, Exception) and found.name == Path("x.wav")
+
+
+@pytest.mark.parametrize("address", ["http://[host]/x.wav", "http://127.0.0.1:9/.", "http://127.0.0.1:9/.."])
+def test_an_address_without_a_name_or_sense(
+    run: Run, assistant: FakeAssistant, wav: Path, tmp_path: Path, address: str
+) -> None:
+    result = run("transcribe", address, wav, "-o", tmp_path)
+    assert result.code == 2 and result.err.startswith(f"error: cannot fetch {address}: ")
+    assert (tmp_path / wav.name).with_suffix(".txt").read_text() == "heard 0.5 s\n"
+
+
+def test_a_folder_that_cannot_be_looked_into(talks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = os.scandir
+
+    def refuse(folder: str) -> Any:
+        if folder == str(talks / "deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return look(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    error, *found = find_recordings([str(talks)])
+    assert str(error) == f"cannot look into {talks / 'deep'}: Permission denied; check its permissions"
+    assert [item.source for item in found if isinstance(item, Recording)] == [
+        str(talks / name) for name in ("a.flac", "b.wav")
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_links_to_folders_are_followed_but_not_in_circles(talks: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "c.wav").touch()
+    (talks / "linked").symlink_to(other)
+    (other / "back").symlink_to(talks)
+    names = [item.name for item in find_recordings([str(talks)]) if isinstance(item, Recording)]
+    assert names == [Path("a.flac"), Path("b.wav"), Path("deep/long.WAV"), Path("linked/c.wav")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_read_once(run: Run, assistant: FakeAssistant, wav: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(wav.read_bytes()))
+    writer.start()
+    result = run("transcribe", pipe)
+    writer.join(10)
+    assert (result.code, result.out) == (0, "heard 0.5 s\n")
 
 
 def test_two_recordings_of_one_name(run: Run, talks: Path, wav: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qwen2_audio.config import MAX_SAMPLES, MIN_SAMPLES, Qwen2AudioConfig
 from qwen2_audio.errors import AudioError, AudioWarning, ContextLengthError, ConversationError
-from qwen2_audio.processing.chat_template import render
+from qwen2_audio.processing.chat_template import render, render_base
 from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, TextPart, looks_like_audio
 from qwen2_audio.processing.mel import Clip, log_mel
 from qwen2_audio.processing.processor import Processor, load_processor
@@ -210,6 +210,16 @@ def test_control_tokens_in_text_are_refused(processor: Processor, token: str, ro
     for use in (render, processor.prepare):
         with pytest.raises(ConversationError, match=r"message 0 .*control token .*; remove it"):
             use(conversation)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "caf\udce9"])
+def test_half_characters_are_refused(processor: Processor, text: str) -> None:
+    """Neither tokenizers nor servers can be given them."""
+    for use in (render, processor.prepare):
+        with pytest.raises(ConversationError, match=r"message 1 \(user\) holds half a character"):
+            use(Conversation().system("be brief").user(text))
+    with pytest.raises(ConversationError, match="the instruction holds half a character"):
+        render_base(1, text)
 
 
 @pytest.mark.parametrize(

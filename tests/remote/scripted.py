@@ -100,10 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked.append((self.path, dict(self.headers), body))
             step = self.server.script.pop(0) if self.server.script else self.server.usual
-        if self.path == "/tokenize":
-            self._json(200, {"tokens": [1, 2, 3], "count": 3, "max_model_len": 2048})
-        elif isinstance(step, Refuse):
+        if isinstance(step, Refuse):
             self._json(step.status, {"error": {"message": step.message, "code": step.code}}, step.headers)
+        elif self.path == "/tokenize":
+            self._json(200, {"tokens": [1, 2, 3], "count": 3, "max_model_len": 2048})
         elif not body.get("stream"):
             message = {"role": "assistant", "content": "".join(step.pieces)}
             self._json(200, {"choices": [{"message": message, "finish_reason": step.reason}]})

@@ -237,9 +237,11 @@ def test_what_no_engine_would_take_is_asked_once(
     async def act(backend: UpstreamBackend) -> None:
         with pytest.raises(error, match=refusal.message[:12]):
             await answer(backend, job())
+        with pytest.raises(error, match=refusal.message[:12]):
+            await backend.tokenize(job().prompt, "mini")
 
     using([one, two], act)
-    assert len(one.asked) + len(two.asked) == 1
+    assert len(one.asked) + len(two.asked) == 2
 
 
 def test_a_reader_that_goes_away_ends_the_answer_there(one: ScriptedServer) -> None:

@@ -125,12 +125,12 @@ class Talk:
         items = [part for _, part in attached] + ([TextPart(text)] if text else [])
         try:
             stream = self._session.stream(*items, **self._options)
+            with _stopped_by_ctrl_c(stream):
+                reply = self._show(stream)  # a server is asked, and may refuse, only now
         except Qwen2AudioError:
             if attached and self._chatty:
                 note(f"attached no longer: {'; '.join(name for name, _ in attached)}")
             raise
-        with _stopped_by_ctrl_c(stream):
-            reply = self._show(stream)
         if reply.text or reply.finish_reason != "cancelled":  # else the session has forgotten the turn
             self._names += [name for name, _ in attached]
         if reply.finish_reason == "length" and self._options.get("max_new_tokens") is None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import unquote, urlsplit
 
-from qwen2_audio.processing.conversation import AUDIO_SUFFIXES
+from qwen2_audio.processing.conversation import AUDIO_SUFFIXES, url_path
 
 _WORD = re.compile(r"""'[^']*'|"[^"]*"|(?:\\.|[^\s\\]|\\$)+""")
 
@@ -43,7 +42,7 @@ def clean_path(written: str) -> str:
     elif os.sep == "/" and not os.path.isfile(path):
         path = re.sub(r"\\(.)", r"\1", path)
     if path.startswith("file://"):
-        path = unquote(urlsplit(path).path)
+        path = url_path(path)
     return os.path.expanduser(path)
 
 
@@ -53,7 +52,7 @@ def _is_url(text: str) -> bool:
 
 def _is_recording(path: str) -> bool:
     if _is_url(path):
-        return " " not in path and (path.startswith("data:") or _suffix(urlsplit(path).path) in AUDIO_SUFFIXES)
+        return " " not in path and (path.startswith("data:") or _suffix(url_path(path)) in AUDIO_SUFFIXES)
     return _suffix(path) in AUDIO_SUFFIXES and os.path.isfile(path)
 
 

@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from qwen2_audio.errors import AudioError
-from qwen2_audio.processing.conversation import AUDIO_SUFFIXES
+from qwen2_audio.processing.conversation import AUDIO_SUFFIXES, url_path
 
 STDIN = "-"
 
@@ -41,8 +40,8 @@ def _found(argument: str) -> Iterator[Recording | AudioError]:
     if argument == STDIN:
         yield Recording(STDIN, Path("stdin"))
     elif argument.startswith(("http://", "https://", "data:")):
-        name = os.path.basename(unquote(urlsplit(argument).path)) if argument.startswith("http") else ""
-        yield Recording(argument, Path(name or "recording"))
+        name = os.path.basename(url_path(argument)) if argument.startswith("http") else ""
+        yield Recording(argument, Path(name if name.strip(".") else "recording"))
     elif os.path.isdir(path):
         yield from _several(_in_folder(path), Path(path), f"there are no recordings in the folder {argument}")
     elif not os.path.exists(path) and any(sign in argument for sign in "*?["):
@@ -52,21 +51,45 @@ def _found(argument: str) -> Iterator[Recording | AudioError]:
         yield Recording(argument, Path(os.path.basename(path.rstrip(os.sep)) or "recording"), seconds_in(path))
 
 
-def _in_folder(folder: str) -> Iterator[str]:
-    for root, _, files in os.walk(folder):
-        yield from (os.path.join(root, file) for file in files)
+def _in_folder(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str | AudioError]:
+    """All files in a folder, through links too, but never round in a circle of them.
+
+    Args:
+        above: the real paths of the folders that it was reached through.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        yield AudioError(f"cannot look into {folder}: {error.strerror}; check its permissions")
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _in_folder(entry.path, above | {real})
+        else:
+            yield entry.path
 
 
-def _several(paths: Iterable[str], folder: Path | None, otherwise: str) -> Iterator[Recording | AudioError]:
-    found = sorted(path for path in paths if os.path.splitext(path)[1].lower() in AUDIO_SUFFIXES)
-    if not found:
+def _several(
+    paths: Iterable[str | AudioError], folder: Path | None, otherwise: str
+) -> Iterator[Recording | AudioError]:
+    paths = list(paths)
+    errors = [path for path in paths if isinstance(path, AudioError)]
+    files = [path for path in paths if isinstance(path, str)]
+    found = sorted(path for path in files if os.path.splitext(path)[1].lower() in AUDIO_SUFFIXES)
+    if not found and not errors:
         yield AudioError(f"{otherwise}; check the path")
+    yield from errors
     for path in found:
         yield Recording(path, Path(path).relative_to(folder) if folder else Path(Path(path).name), seconds_in(path))
 
 
 def seconds_in(path: str) -> float | None:
-    """What a file's header says of its length; None where it does not say, or cannot be read."""
+    """What a file's header says of its length; None where it does not say, or cannot be read, or only once, as a pipe."""
+    if not os.path.isfile(path):
+        return None
     import soundfile
 
     try:
@@ -75,8 +98,10 @@ def seconds_in(path: str) -> float | None:
         pass
     import av
 
+    from qwen2_audio.processing.decoding import DEMUXERS
+
     try:
-        with av.open(path, metadata_errors="ignore") as container:
+        with av.open(path, metadata_errors="ignore", options={"format_whitelist": DEMUXERS}) as container:
             return container.duration / 1e6 if container.duration else None
     except (av.FFmpegError, OSError, ValueError):
         return None

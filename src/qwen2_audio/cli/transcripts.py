@@ -43,8 +43,8 @@ class Transcripts:
         if overwrite and folder is None:
             raise UsageError("--overwrite is for files; give --output-dir")
         if folder is not None:
-            place = next(path for path in (folder, *folder.parents) if path.exists())
-            if not place.is_dir() or not os.access(place, os.W_OK):
+            place = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+            if not os.path.isdir(place) or not os.access(place, os.W_OK):
                 raise UsageError(f"cannot write into {folder}: {place} is no folder to write into; give another one")
         return cls(formats, folder, overwrite)
 
@@ -65,7 +65,7 @@ class Transcripts:
         return bool(
             folder
             and not self.overwrite
-            and all(self._path(folder, recording, format).is_file() for format in self.formats)
+            and all(os.path.isfile(self._path(folder, recording, format)) for format in self.formats)
         )
 
     def write(self, recording: Recording, segments: Sequence[Segment], duration: float) -> None:

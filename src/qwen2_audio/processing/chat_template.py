@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from qwen2_audio.errors import ConversationError
 from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, TextPart
 from qwen2_audio.processing.tokenizer import AUDIO, AUDIO_BOS, AUDIO_EOS, CONTROL_TOKENS, IM_END, IM_START
@@ -9,6 +11,7 @@ from qwen2_audio.processing.tokenizer import AUDIO, AUDIO_BOS, AUDIO_EOS, CONTRO
 DEFAULT_SYSTEM = "You are a helpful assistant."
 PLACEHOLDER = f"{AUDIO_BOS}{AUDIO}{AUDIO_EOS}"
 GENERATION_PROMPT = f"{IM_START}assistant\n"
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def render(conversation: Conversation, *, generation_prompt: bool = True) -> str:
@@ -16,7 +19,7 @@ def render(conversation: Conversation, *, generation_prompt: bool = True) -> str
     conversation. A default system message is put in front when the conversation does not start with one.
 
     Raises:
-        ConversationError: no messages, a system message that is not the first, or control tokens in a text.
+        ConversationError: no messages, a system message that is not the first, or a text that `check_text` refuses.
     """
     check(conversation)
     turns, audios = [], 0
@@ -42,11 +45,11 @@ def render_base(audios: int, instruction: str) -> str:
     """The base model's bare prompt: the recordings directly followed by the instruction; no chat, no newline.
 
     Raises:
-        ConversationError: nothing at all, or control tokens in the instruction.
+        ConversationError: nothing at all, or an instruction that `check_text` refuses.
     """
     if not audios and not instruction:
         raise ConversationError("the prompt is empty; give recordings, an instruction or both")
-    refuse_control_tokens(instruction, "the instruction")
+    check_text(instruction, "the instruction")
     return PLACEHOLDER * audios + instruction
 
 
@@ -83,13 +86,25 @@ def check(conversation: Conversation) -> None:
             raise ConversationError(f"message {index} (user) is an empty text; say something or give a recording")
         for part in message.parts:
             if isinstance(part, TextPart):
-                refuse_control_tokens(part.text, f"message {index} ({message.role})")
+                check_text(part.text, f"message {index} ({message.role})")
 
 
-def refuse_control_tokens(text: str, where: str) -> None:
+def check_text(text: str, where: str) -> None:
+    """Raise `ConversationError` for a text that holds control tokens, or that cannot be encoded.
+
+    Args:
+        where: it stands, to begin the message with.
+    """
     found = next((token for token in CONTROL_TOKENS if token in text), None)
     if found:
         raise ConversationError(
             f"{where} holds the control token {found!r} in its text; remove it"
             " (recordings are given as audio parts, not as placeholders)"
         )
+    if is_broken(text):
+        raise ConversationError(f"{where} holds half a character (a lone surrogate); give it as text in UTF-8")
+
+
+def is_broken(text: str) -> bool:
+    """Whether a text cannot be encoded: JSON can write half a character, and arguments that are no UTF-8 become such halves."""
+    return not text.isascii() and _HALVES.search(text) is not None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 from qwen2_audio.errors import ConversationError, advice
 
@@ -165,6 +166,14 @@ def looks_like_audio(text: str) -> bool:
     if " " not in text and text.startswith(("/", "./", "../", "~/")):
         return True
     return os.path.splitext(text)[1].lower() in AUDIO_SUFFIXES or os.path.isfile(text)
+
+
+def url_path(address: str) -> str:
+    """The path of a URL, unquoted; the whole address where it is malformed, so that fetching it says what is wrong."""
+    try:
+        return unquote(urlsplit(address).path)
+    except ValueError:
+        return address
 
 
 _SOURCE_KEYS = ("audio_url", "audio", "path", "url")

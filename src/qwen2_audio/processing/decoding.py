@@ -25,7 +25,7 @@ from qwen2_audio.processing.limits import DecodeLimits
 CUT_SHORT_SECONDS = 0.1
 """Sound that a file's header may promise and the file not hold; if more is missing, the file was cut short."""
 _SUPPORTED = "supported are wav, flac, mp3, ogg, opus, m4a, webm, mp4"
-_DEMUXERS = (
+DEMUXERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,gsm,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,"
     "ogg,rm,tta,w64,wav,wv"
 )
@@ -153,7 +153,7 @@ def _with_av(file: SoundFile, limits: DecodeLimits, given: int, given_rate: int)
 
     hint, samples, rate, told = f"{file.name} is not a recording that can be decoded", 0, 0, _Told()
     try:
-        with file.open() as raw, av.open(raw, mode="r", options={"format_whitelist": _DEMUXERS}) as container:
+        with file.open() as raw, av.open(raw, mode="r", options={"format_whitelist": DEMUXERS}) as container:
             if not container.streams.audio:
                 raise AudioError(f"{file.name} has no audio track; give a file with sound in it")
             for part, rate in _gathered(_frames(container, file.name, limits, told)):

@@ -12,11 +12,11 @@ from qwen2_audio.config import MAX_CLIP_SECONDS, MAX_SAMPLES, SAMPLE_RATE, audio
 from qwen2_audio.errors import advice
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.processing.audio import load_part
+from qwen2_audio.processing.chat_template import is_broken
 from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, Part, TextPart
 from qwen2_audio.processing.windows import cut_windows
 from qwen2_audio.serving.backend import Backend, BarePrompt, Job, ModelCard, OverloadedError, UnknownModelError
 from qwen2_audio.serving.errors import RequestError
-from qwen2_audio.serving.fields import is_broken
 from qwen2_audio.serving.media import Encoded, Link, Media
 from qwen2_audio.serving.schema import (
     AudioUrl,

@@ -6,7 +6,6 @@ accepted and has no effect. A field that nobody knows is refused with the neares
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -15,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from qwen2_audio.errors import advice
+from qwen2_audio.processing.chat_template import is_broken
 
-_HALVES = re.compile("[\ud800-\udfff]")
 _TOOLS = "the model calls no functions"
 _SPEAKS = "the model answers in text only"
 _PROMPT = "the prompt is always rendered as the model was trained on it"
@@ -124,14 +123,10 @@ class Strict(BaseModel):
                 raise refusal(quoted[1:-1], f"unknown field {quoted}; {advice(name, known)}", "unknown_parameter")
         followed = {name: value for name, value in given.items() if name in known}
         for name, value in followed.items():
-            if any(is_broken(text) for text in (value if isinstance(value, list) else (value,))):
+            texts = value if isinstance(value, list) else [value]
+            if any(isinstance(text, str) and is_broken(text) for text in texts):
                 raise refusal(name, f"{name} holds half a character (a lone surrogate); repair the text")
         return followed
-
-
-def is_broken(value: Any) -> bool:
-    """Whether this is a text that cannot be encoded: JSON can write the half of a character."""
-    return isinstance(value, str) and not value.isascii() and _HALVES.search(value) is not None
 
 
 def refusal(param: str, message: str, code: str = "invalid_value") -> PydanticCustomError:

@@ -192,11 +192,12 @@ class UpstreamBackend:
             response = await self._client.post(
                 engine.address.root + "/tokenize", json=body, headers=engine.address.headers
             )
-            if response.status_code != httpx.codes.OK:
-                raise _error_of(read_refusal(response.status_code, response.headers, response.text, engine.address))
-            return [int(token) for token in response.json()["tokens"]], known.context_length
+            if response.status_code == httpx.codes.OK:
+                return [int(token) for token in response.json()["tokens"]], known.context_length
+            refusal = read_refusal(response.status_code, response.headers, response.text, engine.address)
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise self._lost(engine, str(error) or type(error).__name__) from error
+        raise _error_of(refusal)
 
     @property
     def _client(self) -> httpx.AsyncClient:

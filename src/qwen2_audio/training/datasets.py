@@ -20,7 +20,7 @@ from qwen2_audio.processing.audio import load_part
 from qwen2_audio.processing.chat_template import (
     GENERATION_PROMPT,
     check,
-    refuse_control_tokens,
+    check_text,
     render_base,
     render_turn,
     with_system,
@@ -191,10 +191,10 @@ def build_example(
         answers = [re.sub(r"^<\|\w+\|>", "", parsed.target)]
         if not answers[0].strip():
             raise UsageError("the answer is empty; give the row a text, or leave it out")
-        refuse_control_tokens(answers[0], "the answer")
+        check_text(answers[0], "the answer")
         pieces = [(render_base(len(parsed.audios), parsed.prompt), False), (parsed.target + END_OF_TEXT, True)]
         audios = list(parsed.audios)
-    refuse_control_tokens(parsed.spoken, '"spoken"')
+    check_text(parsed.spoken, '"spoken"')
     clips = _hear(audios, processor, change)
     said = _as_heard(parsed.spoken) if len(clips) == 1 else ""
     transcript = bool(said) and [_as_heard(answer) for answer in answers] == [said]

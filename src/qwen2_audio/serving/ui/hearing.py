@@ -8,10 +8,9 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from qwen2_audio.errors import ConversationError, TooLongError
-from qwen2_audio.processing.conversation import AUDIO_SUFFIXES
+from qwen2_audio.processing.conversation import AUDIO_SUFFIXES, url_path
 from qwen2_audio.serving.media import Media, check_count
 from qwen2_audio.serving.settings import Settings
 from qwen2_audio.serving.ui.chat import Turn
@@ -91,13 +90,13 @@ class Hearing:
         found = [
             address
             for address in _ADDRESS.findall(text)
-            if address == text.strip() or Path(urlsplit(address).path).suffix.lower() in AUDIO_SUFFIXES
+            if address == text.strip() or Path(url_path(address)).suffix.lower() in AUDIO_SUFFIXES
         ]
         check_count(len(found), self._settings.max_clips)
         clips = []
         for address in found:
             part = await self._media.from_url(address)
-            name = unquote(Path(urlsplit(address).path).name) or address
+            name = Path(url_path(address)).name or address
             clips.append(self.clips.add(await asyncio.to_thread(new_clip, part, name)))
             text = text.replace(address, "", 1)
         return text.strip(), tuple(clips)
