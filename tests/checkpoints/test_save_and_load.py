@@ -143,9 +143,12 @@ def test_we_load_what_transformers_saves(tmp_path: Path, tied: bool) -> None:
     assert_same(load_model(tmp_path / "theirs"), model)
 
 
-def test_side_files_travel_along(tmp_path: Path, folder: Path, model: Qwen2Audio) -> None:
+def test_side_files_travel_along(tmp_path: Path, model: Qwen2Audio) -> None:
+    folder = tiny_folder(tmp_path / "source")
+    (folder / "processor_config.json").write_text("{}")  # where transformers 5 keeps all that a processor is made of
     save(model, tmp_path / "copy", source=folder)
     names = {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json"}
+    names |= {"processor_config.json"}
     assert {file.name for file in (tmp_path / "copy").iterdir()} == names | {"config.json", SINGLE}
     for name in names:
         assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -99,6 +100,20 @@ def test_out_of_memory_is_one_line(run: Run, assistant: FakeAssistant, monkeypat
     monkeypatch.setattr(assistant, "stream", fail)
     result = run("chat", "Hi")
     assert result.code == 2 and result.err.startswith("error: out of memory; try") and result.err.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_used_is_one_line(
+    run: Run, assistant: FakeAssistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing better was said of it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "runs/log.jsonl")
+
+    monkeypatch.setattr(assistant, "stream", fail)
+    result = run("chat", "Hi")
+    told = "error: cannot use runs/log.jsonl: Permission denied; check the path and its permissions\n"
+    assert (result.code, result.err) == (2, told)
 
 
 def test_ctrl_c_is_quiet(run: Run, assistant: FakeAssistant) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import soundfile
 from qwen2_audio.api import Assistant, load
 from qwen2_audio.errors import AudioError, AudioWarning, UsageError
 from qwen2_audio.evaluation.answerers import AssistantAnswerer
-from qwen2_audio.evaluation.samples import Sample
+from qwen2_audio.evaluation.samples import Answer, Sample
 from qwen2_audio.evaluation.server_answerer import OpenAIAnswerer
 from tests.tiny import sound, tiny_folder
 
@@ -213,9 +213,13 @@ def asking(server: Server, **options: Any) -> OpenAIAnswerer:
     return OpenAIAnswerer(server.url, "qwen2-audio", **{"attempts": 3, "pause": 0.01, **options})
 
 
+def in_order(answers: Iterable[Answer], asked: list[Sample]) -> list[Answer]:
+    return sorted(answers, key=lambda answer: asked.index(answer.sample))
+
+
 def test_a_server_hears_recordings_and_prompt(server: Server, clips: list[str]) -> None:
     asked = [sample(str(n), clip, chat=n % 2 == 0, prompt=f"Q{n}") for n, clip in enumerate(clips)]
-    answers = asking(server, max_new_tokens=9).answer(asked)
+    answers = in_order(asking(server, max_new_tokens=9).answer(asked), asked)
     assert [answer.response for answer in answers] == [
         f"Q{n}: {round((0.3 + 0.4 * n) * 16_000)}@16000" for n in range(4)
     ]
@@ -230,7 +234,7 @@ def test_the_samples_arrive_unchanged(server: Server, tmp_path: Path) -> None:
     """16-bit recordings at 16 kHz reach the server bit by bit."""
     numbers = (sound(0.2) * 32767).astype(np.int16)
     soundfile.write(tmp_path / "a.flac", numbers, 16_000)
-    asking(server).answer([sample("1", str(tmp_path / "a.flac"))])
+    list(asking(server).answer([sample("1", str(tmp_path / "a.flac"))]))
     data = server.requests[0]["messages"][0]["content"][0]["input_audio"]["data"]
     sent, _ = soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="int16")
     assert np.array_equal(sent, numbers)
@@ -259,7 +263,8 @@ def test_what_may_pass_is_tried_again(server: Server, clips: list[str], trouble:
 )
 def test_what_does_not_pass_is_a_failure(server: Server, clips: list[str], trouble: Any, error: str) -> None:
     server.troubles["Q"] = [trouble] * 3
-    answers = asking(server, timeout=0.3).answer([sample("1", clips[0], prompt="Q"), sample("2", clips[1], prompt="R")])
+    asked = [sample("1", clips[0], prompt="Q"), sample("2", clips[1], prompt="R")]
+    answers = in_order(asking(server, timeout=0.3).answer(asked), asked)
     assert answers[0].response == "" and answers[0].error.startswith(error)
     assert answers[0].error.endswith("(3 attempts)") and len(server.requests) == 4
     assert answers[1].response == "R: 11200@16000"
@@ -267,9 +272,8 @@ def test_what_does_not_pass_is_a_failure(server: Server, clips: list[str], troub
 
 def test_a_refused_sample_is_not_tried_again(server: Server, clips: list[str], tmp_path: Path) -> None:
     server.troubles["Q"] = [(400, "too\nlong")]
-    refused, missing = asking(server).answer(
-        [sample("1", clips[0], prompt="Q"), sample("2", str(tmp_path / "none.wav"))]
-    )
+    asked = [sample("1", clips[0], prompt="Q"), sample("2", str(tmp_path / "none.wav"))]
+    refused, missing = in_order(asking(server).answer(asked), asked)
     assert refused.error == "status 400: too long"
     assert missing.error.startswith("no such file")
     assert len(server.requests) == 1
@@ -295,7 +299,7 @@ def test_an_empty_answer_is_one(server: Server, clips: list[str]) -> None:
 def test_what_every_sample_would_meet_ends_the_run(server: Server, clips: list[str], status: int, message: str) -> None:
     server.troubles["Q"] = [(status, f"no {KEY}")]
     with pytest.raises(UsageError, match=message) as error:
-        asking(server).answer([sample("1", clips[0], prompt="Q")])
+        list(asking(server).answer([sample("1", clips[0], prompt="Q")]))
     assert KEY not in str(error.value) and len(server.requests) == 1
 
 
@@ -312,8 +316,18 @@ def test_one_refusal_ends_those_that_wait(server: Server, clips: list[str]) -> N
     asked = [sample("1", clips[0], prompt="Q"), sample("2", clips[0], prompt="R")]
     began = time.monotonic()
     with pytest.raises(UsageError, match="has no model"):
-        asking(server, pause=60.0).answer(asked)
+        list(asking(server, pause=60.0).answer(asked))
     assert time.monotonic() - began < 30
+
+
+def test_what_was_answered_before_a_refusal_is_given(server: Server, clips: list[str]) -> None:
+    server.troubles["last"] = [(402, "no credit left")]
+    asked = [sample(str(n), clips[0], prompt=f"Q{n}") for n in range(40)]
+    given, answers = [], asking(server).answer([*asked, sample("last", clips[0], prompt="last")])
+    with pytest.raises(UsageError, match="no credit left"):
+        for answer in answers:
+            given.append(answer.sample.id)
+    assert len(given) >= 31 and len(given) == len(set(given))  # of 32 at a time
 
 
 def test_nobody_there_and_no_url(clips: list[str]) -> None:
@@ -322,7 +336,7 @@ def test_nobody_there_and_no_url(clips: list[str]) -> None:
     with pytest.raises(
         UsageError, match=r"cannot reach the server at http://127\.0\.0\.1.*; start it and run the same command again"
     ):
-        OpenAIAnswerer(url, "m", attempts=2, pause=0.01).answer([sample("1", clips[0])])
+        list(OpenAIAnswerer(url, "m", attempts=2, pause=0.01).answer([sample("1", clips[0])]))
     with pytest.raises(UsageError, match="must begin with http:// or https://, got 'localhost:8000'"):
         OpenAIAnswerer("localhost:8000", "m")
     with pytest.raises(UsageError, match="the server must be asked at least once, got attempts=0"):

@@ -79,6 +79,11 @@ def test_what_one_run_failed_at_is_left_out_of_both(tmp_path: Path) -> None:
     none = write_run(tmp_path / "none", ["", *RIGHT[1:]], failed=[0], scores=official)
     other = write_run(tmp_path / "other", [RIGHT[0], "", "", ""], failed=[1, 2, 3], scores=official)
     assert rows(compare_runs(none, other))[2] == ["talk", "WER %", "official", *["–"] * 8, "4"]  # none in common
+    clean = [{"source": "talk", "metric": "wer", "profile": "clean"}]  # for which a failure is an empty answer
+    a = write_run(tmp_path / "clean_a", ["", *RIGHT[1:]], failed=[0], scores=clean)
+    b = write_run(tmp_path / "clean_b", RIGHT, scores=clean)
+    assert rows(compare_runs(a, b))[2][3:6] == ["0.00", "0.00", "+0.00"]
+    assert rows(compare_runs(a, b))[2][-4:] == ["0", "0", "3", "1"]
 
 
 def test_hostile_answers_stay_in_their_cells(tmp_path: Path) -> None:

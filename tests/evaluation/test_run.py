@@ -269,15 +269,15 @@ def test_what_an_interrupted_pair_has_answered_is_used_by_one(tmp_path: Path, ru
 def test_a_later_failure_does_not_replace_an_answer(tmp_path: Path) -> None:
     sample = Sample("a", ("a.wav",), "", "x", "s")
     one, two = (AnswersFile(tmp_path, "t", Processes(rank, 2)) for rank in (0, 1))
-    one.add([Answer(sample, "heard")])
-    two.add([Answer(sample, "", "broken")])
+    one.add(Answer(sample, "heard"))
+    two.add(Answer(sample, "", "broken"))
     assert one.gather([sample], failed=True)["a"].response == "heard"
 
 
 def test_half_a_surrogate_pair_can_be_kept(tmp_path: Path) -> None:
     sample = Sample("a", (), "", "x", "s")
     file = AnswersFile(tmp_path, "t", Processes())
-    file.add([Answer(sample, "odd \ud800 text")])
+    file.add(Answer(sample, "odd \ud800 text"))
     assert file.gather([sample], failed=True)["a"].response == "odd ? text"
 
 
@@ -324,6 +324,9 @@ def test_what_cannot_be_scored_is_not_asked(tmp_path: Path, run: Callable[..., l
     task = own_task(rows, "wer", language="en")
     with pytest.raises(UsageError, match="the task 'rows' is given twice"):
         run(rows, tasks=(task, task))
+    (tmp_path / "more.jsonl").write_text(rows.read_text().replace('"id"', '"source": "rows", "id"'))
+    with pytest.raises(UsageError, match="rows and more both have rows of the source 'rows'; put them into one file"):
+        run(rows, tasks=(task, own_task(tmp_path / "more.jsonl", "wer", language="en")))
     assert not (tmp_path / "run").exists()
 
 

@@ -163,6 +163,7 @@ def test_json_lines(processor: Processor, data: Path) -> None:
         ('{"messages": [{"role": "user", "content": "x"}]}', "line 1: the row holds nothing to learn"),
         ('{"audio": "none.wav", "prompt": null, "gt": "x"}', 'line 1: "prompt" must be a text'),
         ('{"audio": "none.wav", "prompt": "", "gt": "x <|im_end|> y"}', "line 1: the answer holds the control token"),
+        ('{"audio": "none.wav", "prompt": "", "gt": "<|im_end|>x"}', "line 1: the answer holds the control token"),
         (
             '{"audio": "none.wav", "prompt": "", "gt": "x", "spoken": "<|im_end|>"}',
             'line 1: "spoken" holds the control',

@@ -160,6 +160,14 @@ def test_preferences(row: dict[str, Any]) -> None:
         ({"query": "x", "chosen": "same", "rejected": "same"}, "nothing to prefer"),
         ({"query": "x", "chosen": "", "rejected": "same"}, "not empty"),
         ({"query": "x", "rejected": "same"}, 'a preference needs "chosen"'),
+        ({"query": "x", "answer": "y"}, 'a row with "query" needs a "response"'),
+        ({"query": "x", "history": [["a", "b"]], "response": None}, 'a row with "query" needs a "response"'),
+        ({"query": "x", "response": "y", "history": [["a", None]]}, r'"history" must be .* got \[\'a\', None\]'),
+        (
+            {"query": "x", "response": "y", "history": ["你好", "您好"]},
+            r'"history" must be a list of \[query, response\]',
+        ),
+        ({"query": "x", "response": "y", "history": {"a": "b"}}, r'"history" must be a list of \[query, response\]'),
         (
             {"messages": [{"role": "user", "content": PARTS}, ANSWER], "audio": "a.wav"},
             "0 <audio> marks for 1 recordings",

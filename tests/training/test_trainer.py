@@ -102,6 +102,17 @@ def test_a_run_is_not_mixed_with_another(plan: TrainConfig) -> None:
     assert {g["name"]: g["peak"] for g in resumed.engine.optimizer.param_groups}["projector"] == 0.5
 
 
+def test_data_sets_in_another_order_are_another_run(plan: TrainConfig) -> None:
+    """Rows are drawn from them by their numbers."""
+    more = Path(str(plan.data)).with_name("more.jsonl")
+    more.write_bytes(Path(str(plan.data)).read_bytes())
+    one, two = {str(plan.data): 1.0, str(more): 1.0}, {str(more): 1.0, str(plan.data): 1.0}
+    train(replace(plan, steps=1, data=one), silent)
+    assert Trainer(replace(plan, steps=2, data=dict(one)), silent).step == 1
+    with pytest.raises(UsageError, match="was started with data="):
+        Trainer(replace(plan, steps=2, data=two), silent)
+
+
 def test_a_run_of_an_earlier_version_is_gone_on_with_and_one_of_another_model_is_not(plan: TrainConfig) -> None:
     train(replace(plan, steps=1), silent)
     (file,) = Path(plan.out).glob(f"checkpoints/*/{STATE}")

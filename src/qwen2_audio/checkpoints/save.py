@@ -23,6 +23,7 @@ SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "generation_config.json",
     "chat_template.json",
     "chat_template.jinja",

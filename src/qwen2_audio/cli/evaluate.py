@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -146,7 +146,7 @@ class _OnceAsked:
     def __init__(self, open_answerer: Callable[[], Answerer]) -> None:
         self._open = cache(open_answerer)
 
-    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
+    def answer(self, samples: Sequence[Sample]) -> Iterable[Answer]:
         return self._open().answer(samples)
 
     def identity(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from qwen2_audio.errors import AudioWarning, Qwen2AudioError
 FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 """Exit codes: an error of the user's; Ctrl-C and a closed pipe as shells count them."""
 PATIENCE_SECONDS = 2.0
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -53,10 +54,13 @@ def tidy_ends() -> Iterator[None]:
         _drop_output()
         raise typer.Exit(PIPE_CLOSED) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno in _FULL:
+            _drop_output()
+            report(f"cannot write the output: {error.strerror}; free some space and try again")
+        elif error.filename is not None:  # of which nobody has said more
+            report(f"cannot use {error.filename}: {error.strerror}; check the path and its permissions")
+        else:
             raise
-        _drop_output()
-        report("cannot write the output: no space left on the device; free some and try again")
         raise typer.Exit(FAILED) from None
     except (MemoryError, RuntimeError) as error:
         if (

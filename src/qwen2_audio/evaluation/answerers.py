@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen2_audio import __version__
@@ -46,8 +46,8 @@ _SAMPLED = 64
 class Answerer(Protocol):
     """Whoever can be asked."""
 
-    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
-        """Answers, one a sample in their order; what goes wrong with one of them is its `error`."""
+    def answer(self, samples: Sequence[Sample]) -> Iterable[Answer]:
+        """Answers, one a sample, as they come; what goes wrong with one of them is its `error`."""
 
     def identity(self) -> dict[str, Any]:
         """All that answers depend on beside the samples: the model, its weights, dtype, options, versions."""

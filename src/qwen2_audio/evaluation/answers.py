@@ -54,15 +54,15 @@ class AnswersFile:
         """Ids of the samples whose answers stand in the one file."""
         return {answer.sample.id for answer in _read(self.path)}
 
-    def add(self, answers: Sequence[Answer]) -> None:
-        """Write further answers, so that they outlive this process.
+    def add(self, answer: Answer) -> None:
+        """Write a further answer, so that it outlives this process.
 
         Raises:
             UsageError: the file cannot be written.
         """
         try:
             with open(self._own, "a", encoding="utf-8", errors="replace") as file:
-                file.write("".join(map(_line, answers)))
+                file.write(_line(answer))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -141,11 +141,16 @@ def _check_samples(source: str, a: _Run, b: _Run) -> None:
 
 
 def _scored(a: _Run, b: _Run, kind: _Kind) -> tuple[Score, Score, int]:
-    """Scores of the samples that both runs have a part of (nan if there are none), and how many others there are."""
+    """Scores of the samples that both runs answered and that count (nan if there are none), and how many others there are."""
     from qwen2_audio.evaluation.scoring import score
 
     source, metric, profile = kind
-    scores = [score(list(run.answers[source].values()), metric, profile=profile)[0] for run in (a, b)]
+    failed = {name for run in (a, b) for name, answer in run.answers[source].items() if answer.error}
+    answered = [[one for name, one in run.answers[source].items() if name not in failed] for run in (a, b)]
+    scores = [
+        score(answers, metric, profile=profile)[0] if answers else replace(run.scores[kind], parts=())
+        for run, answers in zip((a, b), answered, strict=True)
+    ]
     both = {part.id for part in scores[0].parts} & {part.id for part in scores[1].parts}
     kept = [replace(one, parts=tuple(part for part in one.parts if part.id in both)) for one in scores]
     values = [combined(one.parts) for one in kept]

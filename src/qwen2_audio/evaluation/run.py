@@ -95,9 +95,11 @@ def evaluate(
         The run's folder.
 
     Raises:
-        UsageError: no data, a row without a reference, a folder that holds a run with another model, prompt or option.
+        UsageError: no data, two tasks with rows of one source, a row without a reference, a folder that holds a run with
+            another model, prompt or option.
     """
     samples = {task.name: load_samples(task, config.data, config.limit) for task in config.tasks}
+    _refuse_shared_sources(samples)
     processes = join_processes()
     if processes.first:
         rehearse(config.tasks, samples, config.profile)
@@ -116,6 +118,18 @@ def evaluate(
         _report(config, settings, samples, answers, say)
     processes.leave()
     return config.out
+
+
+def _refuse_shared_sources(samples: Mapping[str, Sequence[Sample]]) -> None:
+    """Scores, slices and comparisons tell rows apart by their source and id."""
+    owners: dict[str, str] = {}
+    for task, rows in samples.items():
+        for source in {sample.source for sample in rows}:
+            if owners.setdefault(source, task) != task:
+                raise UsageError(
+                    f"{owners[source]} and {task} both have rows of the source {source!r}; put them into one file, "
+                    'or give them another "source"'
+                )
 
 
 def _settings(
@@ -199,8 +213,10 @@ def _ask(
     for batch in left:
         if not batch:
             continue
-        answers = answerer.answer(batch)
-        file.add(answers)
+        answers = []
+        for answer in answerer.answer(batch):
+            file.add(answer)
+            answers.append(answer)
         answered += len(batch)
         worked += sum(lengths[sample.id] for sample in batch)
         right, of = running_sums(answers, task, config.profile)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from typing import Any
 
 from qwen2_audio import __version__
-from qwen2_audio.errors import AudioError
+from qwen2_audio.errors import AudioError, UsageError
 from qwen2_audio.evaluation.answerers import MAX_NEW_TOKENS, check_long_audio, hear
 from qwen2_audio.evaluation.chat_client import ChatClient
 from qwen2_audio.evaluation.samples import Answer, Sample
@@ -59,19 +59,32 @@ class OpenAIAnswerer:
         self._max_new_tokens = max_new_tokens
         self._long_audio = long_audio
 
-    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
-        """Answers in the order of the samples.
+    def answer(self, samples: Sequence[Sample]) -> Iterator[Answer]:
+        """Answers as they come.
 
         Raises:
-            UsageError: what every sample would meet; see `ChatClient.ask`.
+            UsageError: what every sample would meet, see `ChatClient.ask`; after the answers that were on their way.
         """
         stopped = threading.Event()
         pool = ThreadPoolExecutor(_PARALLEL)
+        problem: UsageError | None = None
         try:
             futures = [pool.submit(self._answer, sample, stopped) for sample in samples]
             for future in as_completed(futures):
-                future.result()  # the first error ends the run, whatever is waited for
-            return [future.result() for future in futures]
+                try:
+                    answer = future.result()
+                except UsageError as error:
+                    problem = problem or error
+                    stopped.set()
+                    for waiting in futures:
+                        waiting.cancel()
+                except CancelledError:
+                    pass
+                else:
+                    if not (answer.error and stopped.is_set()):  # perhaps only because it was stopped
+                        yield answer
+            if problem is not None:
+                raise problem
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)

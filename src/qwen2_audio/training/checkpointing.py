@@ -88,7 +88,8 @@ def read_state(folder: Path, config: TrainConfig, sample: str) -> dict[str, Any]
 
 
 def _without_rates(value: Any) -> Any:
-    return {k: v for k, v in value.items() if k != "learning_rate"} if isinstance(value, dict) else value
+    """What must be the same: also the order of mappings, since rows are drawn from data sets in their order."""
+    return [(k, v) for k, v in value.items() if k != "learning_rate"] if isinstance(value, dict) else value
 
 
 def plain(value: Any) -> Any:

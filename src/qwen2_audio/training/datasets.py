@@ -28,7 +28,7 @@ from qwen2_audio.processing.chat_template import (
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
 from qwen2_audio.processing.mel import Clip
 from qwen2_audio.processing.processor import Processor
-from qwen2_audio.processing.tokenizer import END_OF_TEXT, IM_END
+from qwen2_audio.processing.tokenizer import CONTROL_TOKENS, END_OF_TEXT, IM_END
 from qwen2_audio.processing.windows import check_length
 from qwen2_audio.training.augment import augment, augment_mel
 from qwen2_audio.training.rows import ChatRow, PreferenceRow, parse_row
@@ -188,7 +188,8 @@ def build_example(
         ]
     else:
         _check_language_tag(parsed.target, processor)
-        answers = [re.sub(r"^<\|\w+\|>", "", parsed.target)]
+        tag = _tag_of(parsed.target)
+        answers = [parsed.target if tag in CONTROL_TOKENS else parsed.target.removeprefix(tag)]
         if not answers[0].strip():
             raise UsageError("the answer is empty; give the row a text, or leave it out")
         check_text(answers[0], "the answer")
@@ -283,10 +284,16 @@ def _assemble(pieces: Sequence[tuple[str, bool]], clips: list[Clip], processor: 
     return Example(ids, learnt, clips)
 
 
+def _tag_of(target: str) -> str:
+    """The language tag that a target begins with, "" without one."""
+    found = re.match(r"<\|\w+\|>", target)
+    return found[0] if found else ""
+
+
 def _check_language_tag(target: str, processor: Processor) -> None:
-    tag = re.match(r"<\|\w+\|>", target)
-    if tag and len(processor.tokenizer.encode(tag[0])) != 1:
-        raise UsageError(f"the model's tokenizer has no language tag {tag[0]}; see its tokenizer_config.json")
+    tag = _tag_of(target)
+    if tag and len(processor.tokenizer.encode(tag)) != 1:
+        raise UsageError(f"the model's tokenizer has no language tag {tag}; see its tokenizer_config.json")
 
 
 def _chat_pieces(conversation: Conversation, learnt: Sequence[bool], *, complete: bool) -> list[tuple[str, bool]]:

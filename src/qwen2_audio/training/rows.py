@@ -134,11 +134,25 @@ def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if "conversations" in row:
         return _with_system(row, [_of_sharegpt(message) for message in row["conversations"]])
     if "query" in row:
-        turns = [*row.get("history", []), [row["query"], row.get("response")]]
+        turns = [*_history(row), [row["query"], row.get("response")]]
         roles = ("user", "assistant")
-        inside = [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
-        return _with_system(row, [message for message in inside if message["content"] is not None])
+        inside: list[Mapping[str, Any]] = [
+            {"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)
+        ]
+        if row.get("response") is None:
+            if not {"chosen", "rejected"} & row.keys():
+                raise UsageError('a row with "query" needs a "response", or "chosen" and "rejected"')
+            inside.pop()
+        return _with_system(row, inside)
     return []
+
+
+def _history(row: Mapping[str, Any]) -> list[list[str]]:
+    turns = row.get("history") or []
+    for turn in turns if isinstance(turns, list) else [turns]:
+        if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)):
+            raise UsageError(f'"history" must be a list of [query, response], two texts each; got {turn!r:.80}')
+    return turns
 
 
 def _with_system(row: Mapping[str, Any], messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
