@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import numpy as np
 import openai
 import soundfile
 
@@ -78,6 +79,13 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
         if time.monotonic() > end:
             raise TimeoutError("it did not come about")
         time.sleep(0.005)
+
+
+def cut_ogg(samples: np.ndarray) -> bytes:
+    """A file that lacks its last page, as a broken download does."""
+    out = io.BytesIO()
+    soundfile.write(out, samples, SAMPLE_RATE, format="OGG", subtype="VORBIS")
+    return out.getvalue()[: out.getvalue().rindex(b"OggS")]
 
 
 def wav(seconds: float) -> bytes:

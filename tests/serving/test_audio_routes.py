@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import soundfile
 import srt
 import webvtt
 
@@ -17,7 +18,7 @@ from qwen2_audio.longform.listening import TRANSCRIBE, TRANSLATE
 from qwen2_audio.processing.conversation import TextPart
 from qwen2_audio.serving.backend import Job
 from tests.serving.fake_backend import FakeBackend, parts_of
-from tests.serving.http_server import PATIENCE, HttpServer, eventually, wav
+from tests.serving.http_server import PATIENCE, HttpServer, cut_ogg, eventually, wav
 from tests.serving.recordings import PAUSE, sentence_seconds, talk
 
 WORDS = ("The quick brown", " fox jumps", " over it.")
@@ -99,6 +100,23 @@ def test_stream_equals_whole(client: openai.OpenAI, recording: tuple[str, bytes]
     assert done.usage.input_tokens > 3 * 25 * 3  # without the pauses, a sentence is over 3 s
     assert (done.usage.output_tokens, done.usage.total_tokens) == (15, done.usage.input_tokens + 15)
     assert done.usage.seconds == whole.usage.seconds  # type: ignore[attr-defined,union-attr]
+
+
+def test_what_is_not_whole_is_said(client: openai.OpenAI, fake: FakeBackend) -> None:
+    """Of the recording, and of texts that the model could not end."""
+    fake.answer = lambda _job: ["round and "] * 400
+    spoken, _ = soundfile.read(io.BytesIO(talk(2)), dtype="float32")
+    file = ("cut.ogg", cut_ogg(spoken))
+    (*_, done) = client.audio.transcriptions.create(model="mini", file=file, stream=True)
+    replies: list[Any] = [
+        client.audio.transcriptions.create(model="mini", file=file),
+        client.audio.transcriptions.create(model="mini", file=file, response_format="verbose_json"),
+        done,
+    ]
+    for reply in replies:
+        cut, lost = reply.model_extra["warnings"]
+        assert cut == "the file lacks the mark of its end; it may have been cut short"
+        assert lost.startswith("the model lost the thread and was cut short at ")
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # by OpenAI; others go on using it

@@ -109,6 +109,29 @@ def test_every_way_in_gives_what_load_audio_gives() -> None:
     with_media(work)
 
 
+def test_what_a_decoder_says_of_a_recording_is_told() -> None:
+    """As `load_audio` warns."""
+    ogg = file_of(3.0, "OGG", "VORBIS")
+    ogg = ogg[: ogg.rindex(b"OggS")]
+
+    async def work(media: Media) -> None:
+        for given, kept in (
+            (lambda told: media.load([Encoded(text_of(WAV)), Encoded(text_of(ogg))], told), "recording 2"),
+            (lambda told: media.from_url("data:audio/ogg;base64," + text_of(ogg), told), "the recording"),
+            (lambda told: media.from_upload(Uploaded(ogg), told), "the file"),
+            (lambda told: media.from_stream(in_pieces(ogg), "it", told), "it"),
+        ):
+            told: list[str] = []
+            await given(told)  # type: ignore[no-untyped-call]
+            assert told == [f"{kept} lacks the mark of its end; it may have been cut short"]
+        told = []
+        async with aclosing(media.stream_upload(Uploaded(ogg), told)) as blocks:
+            assert sum([len(block) async for block in blocks]) > 16_000
+        assert len(told) == 1
+
+    with_media(work)
+
+
 def test_addresses_are_fetched() -> None:
     def answer(handler: object) -> None:
         handler.send_response(200)  # type: ignore[attr-defined]

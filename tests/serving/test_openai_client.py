@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import Any
 
@@ -14,7 +15,8 @@ from qwen2_audio.config import SAMPLE_RATE, audio_tokens, mel_frames
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
 from qwen2_audio.serving.backend import BarePrompt, EngineLostError, OverloadedError
 from tests.serving.fake_backend import FakeBackend, seconds_of
-from tests.serving.http_server import PATIENCE, HttpServer, base64_of, eventually, heard, said, wav
+from tests.serving.http_server import PATIENCE, HttpServer, base64_of, cut_ogg, eventually, heard, said, wav
+from tests.tiny import sound
 
 HELLO: list[Any] = [said("one two three")]
 
@@ -172,6 +174,14 @@ def test_a_long_recording_is_heard_in_parts_and_says_so(client: openai.OpenAI, f
     assert whole.usage.prompt_tokens_details.audio_tokens == tokens
     chunks = list(client.chat.completions.create(model="mini", messages=messages, stream=True))
     assert [(chunk.model_extra or {}).get("warnings") for chunk in chunks[:2]] == [note, None]
+
+
+def test_a_recording_that_is_not_whole_is_heard_and_says_so(client: openai.OpenAI) -> None:
+    sent = {"data": base64.b64encode(cut_ogg(sound(2.0))).decode(), "format": "ogg"}
+    messages: list[Any] = [said({"type": "input_audio", "input_audio": sent})]
+    reply = client.chat.completions.create(model="mini", messages=messages)
+    note = "the recording lacks the mark of its end; it may have been cut short"
+    assert (reply.model_extra or {})["warnings"] == [note]
 
 
 def test_completions(client: openai.OpenAI, fake: FakeBackend) -> None:

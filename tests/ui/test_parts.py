@@ -22,6 +22,7 @@ from qwen2_audio.errors import AudioError, ConversationError, Qwen2AudioError, U
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
+from qwen2_audio.processing.windows import cut_windows
 from qwen2_audio.serving.backend import Delta, Job, OverloadedError
 from qwen2_audio.serving.settings import Settings
 from qwen2_audio.serving.ui.asking import Asking
@@ -34,7 +35,8 @@ from qwen2_audio.serving.ui.history import read, written
 from qwen2_audio.serving.ui.picture import COLUMNS, TONE_ROWS, WAVE_ROWS, picture
 from qwen2_audio.serving.ui.sessions import Sessions
 from qwen2_audio.serving.ui.texts import LANGUAGES, language_of, texts
-from qwen2_audio.serving.ui.transcribing import _wanted
+from qwen2_audio.serving.ui.transcribing import _gone, _wanted
+from qwen2_audio.serving.ui.transcript import Transcript
 from qwen2_audio.serving.ui.wishes import Wishes
 from tests.serving.fake_backend import FakeBackend
 from tests.tiny import sound
@@ -58,7 +60,7 @@ class PlainMedia:
         samples, rate = soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="float32")
         return AudioPart((samples, rate))
 
-    async def from_url(self, url: str) -> AudioPart:
+    async def from_url(self, url: str, told: list[str] | None = None) -> AudioPart:
         return AudioPart((sound(0.5), SAMPLE_RATE))
 
 
@@ -199,6 +201,15 @@ def test_names_of_recordings_are_no_markup() -> None:
     assert "<img src=x" not in card and "&lt;img src=x" in card
 
 
+def test_what_is_not_whole_is_said() -> None:
+    damaged = new_clip(AudioPart((sound(1.0), SAMPLE_RATE)), "a.mp3", ["<a.mp3> is damaged in one place, left out"])
+    assert "&lt;a.mp3&gt; is damaged in one place, left out" in clip_card(damaged, texts("en"))
+    lost = Segment(1.5, 2.0, "", "length")
+    transcript = Transcript("a", told=["the file is damaged"], cut=[lost], seconds=3.0)
+    shown = _gone(transcript, texts("en"))
+    assert "the file is damaged" in shown and "cut short at 1.5 s" in shown
+
+
 def test_clips_live_as_long_as_somebody_holds_them() -> None:
     clips = Clips()
     waiting, token = clips.wait(clip()), ""
@@ -213,6 +224,13 @@ def test_clips_live_as_long_as_somebody_holds_them() -> None:
 def test_a_clip_is_what_the_model_hears() -> None:
     long = clip(61.0)
     assert (long.windows, round(long.seconds)) == (3, 61)
+    quiet = sound(59.0)
+    for second in (21, 44):
+        quiet[second * SAMPLE_RATE :][: SAMPLE_RATE // 2] = 0.0
+    paused = new_clip(AudioPart((quiet, SAMPLE_RATE)), "a.wav")
+    heard = [piece.shape[0] for piece in cut_windows(quiet)]
+    assert paused.windows == len(heard) == 3 and clip(30.0).windows == 1
+    np.testing.assert_allclose(np.diff([0.0, *paused.cuts, 1.0]) * quiet.shape[0], heard)
     samples, rate = soundfile.read(io.BytesIO(long.wav()), dtype="float32")
     assert rate == SAMPLE_RATE and np.abs(samples - long.samples).max() < 1e-4
 

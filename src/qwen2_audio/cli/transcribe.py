@@ -19,6 +19,7 @@ from qwen2_audio.cli.recordings import Recording, find_recordings
 from qwen2_audio.cli.terminal import FAILED, note, report
 from qwen2_audio.cli.transcripts import Transcripts
 from qwen2_audio.errors import AudioError, ContextLengthError, Qwen2AudioError, UsageError
+from qwen2_audio.longform.segments import cut_short
 
 if TYPE_CHECKING:
     from qwen2_audio.api import Assistant, Options
@@ -241,10 +242,8 @@ class _Work:
 
     @staticmethod
     def _note_if_cut(heard: _Heard, options: Options) -> None:
-        cut = [segment for segment in heard.segments if segment.finish_reason == "length"]
-        if cut and options.get("max_new_tokens") is None:
-            places = ", ".join(f"{segment.start:.1f} s" for segment in cut[:5])
-            note(f"{heard.recording.source}: the model lost the thread and was cut short at {places}")
+        for said in cut_short(heard.segments) if options.get("max_new_tokens") is None else ():
+            note(f"{heard.recording.source}: {said}")
 
 
 def _is_long(item: Recording | AudioError) -> bool:

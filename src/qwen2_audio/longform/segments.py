@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from qwen2_audio.generation.sequence import FinishReason
 
 
+_NAMED = 5
+"""Places that a warning names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """What was said in a stretch of a recording.
@@ -33,6 +37,12 @@ class Segment:
     prompt_tokens: int = 0
     probability: float = 1.0
     logprob: float | None = None
+
+
+def cut_short(segments: Iterable[Segment]) -> list[str]:
+    """What is to be said of those whose text was cut, in a line; [] where none was."""
+    cut = [f"{segment.start:.1f} s" for segment in segments if segment.finish_reason == "length"]
+    return [f"the model lost the thread and was cut short at {', '.join(cut[:_NAMED])}"] if cut else []
 
 
 def join_texts(texts: Iterable[str]) -> str:

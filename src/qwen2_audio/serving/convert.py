@@ -126,9 +126,10 @@ async def prompt_to_tokenize(request: TokenizeRequest, settings: Settings, media
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """The recordings of a request, decoded: of each the windows of at most 30 s that the model hears."""
+    """The recordings of a request, decoded: of each the windows of at most 30 s that the model hears; what decoders said."""
 
     windows: tuple[tuple[AudioPart, ...], ...]
+    told: tuple[str, ...]
 
     @property
     def parts(self) -> tuple[AudioPart, ...]:
@@ -142,7 +143,8 @@ class _Heard:
 
     @property
     def warnings(self) -> Iterator[str]:
-        """Of the recordings that became several windows."""
+        """Of the recordings that are not whole, or became several windows."""
+        yield from self.told
         for number, recording in enumerate(self.windows, 1):
             if len(recording) > 1:
                 seconds = sum(map(_length, recording)) / SAMPLE_RATE
@@ -153,10 +155,11 @@ class _Heard:
 
 
 async def _hear(clips: Sequence[Encoded | Link], media: Media) -> _Heard:
-    parts = await media.load(clips)
+    told: list[str] = []
+    parts = await media.load(clips, told)
     if all(_length(part) <= MAX_SAMPLES for part in parts):
-        return _Heard(tuple((part,) for part in parts))
-    return _Heard(tuple(await asyncio.gather(*(asyncio.to_thread(_windows, part) for part in parts))))
+        return _Heard(tuple((part,) for part in parts), tuple(told))
+    return _Heard(tuple(await asyncio.gather(*(asyncio.to_thread(_windows, part) for part in parts))), tuple(told))
 
 
 def _windows(part: AudioPart) -> tuple[AudioPart, ...]:

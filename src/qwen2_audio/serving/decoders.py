@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import os
 import shutil
@@ -60,9 +59,12 @@ class DecoderPool:
         self._idle.clear()
 
     async def decode(
-        self, pieces: AsyncIterator[bytes], limits: DecodeLimits, name: str
+        self, pieces: AsyncIterator[bytes], limits: DecodeLimits, name: str, told: list[str] | None = None
     ) -> AsyncGenerator[NDArray[np.float32]]:
         """The sound of a file: float32 [samples] at 16 kHz, blocks of at most 20 s, as they are asked for.
+
+        Args:
+            told: to it is added, at the end, what is to be said of the file: that some of it is damaged, for instance.
 
         Closing the generator, or cancelling the task that waits for it, ends the work at once.
 
@@ -77,7 +79,7 @@ class DecoderPool:
                 end = now() + self._timeout
                 while True:
                     async with asyncio.timeout_at(end if self._whole else now() + self._timeout):
-                        block = await decoder.block()
+                        block = await decoder.block([] if told is None else told)
                     if block is None:
                         return
                     yield block
@@ -149,14 +151,14 @@ class _Decoder:
             await self._write(piece)
         await self._write(b"")
 
-    async def block(self) -> NDArray[np.float32] | None:
-        """The next stretch of sound; None at the end."""
+    async def block(self, told: list[str]) -> NDArray[np.float32] | None:
+        """The next stretch of sound; None at the end. Warnings are added to `told`."""
         while True:
             kind, data = await self._read()
             if kind == b"B":
                 return np.frombuffer(bytearray(data), np.float32)  # of bytes it could not be written to
             if kind == b"W":
-                logging.getLogger(__name__).info("%s", data.decode())
+                told.append(data.decode())
                 continue
             self._working = False
             if kind == b"E":

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -81,8 +82,11 @@ class Media:
         await self._uploads.close()
         await self._fetcher.close()
 
-    async def load(self, clips: Sequence[Encoded | Link]) -> list[AudioPart]:
+    async def load(self, clips: Sequence[Encoded | Link], told: list[str] | None = None) -> list[AudioPart]:
         """All recordings of a request, at the same time, in order; one that comes twice is decoded once.
+
+        Args:
+            told: to it is added what is to be said of them; see `DecoderPool.decode`. So for the other methods.
 
         Raises:
             TooLargeError, TooLongError, AudioError: also where all together are too many or too long.
@@ -90,34 +94,39 @@ class Media:
         check_count(len(clips), self._settings.max_clips)
         names = {clip: f"recording {at + 1}" if len(clips) > 1 else "the recording" for at, clip in enumerate(clips)}
         total = _Total(Counter(clips), self._settings.max_request_seconds)
-        tasks = {clip: asyncio.create_task(self._load(clip, name, total)) for clip, name in names.items()}
+        remarks: dict[Encoded | Link, list[str]] = {clip: [] for clip in names}
+        tasks = {
+            clip: asyncio.create_task(self._load(clip, name, total, remarks[clip])) for clip, name in names.items()
+        }
         try:
             await asyncio.gather(*tasks.values())
         finally:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
+        if told is not None:
+            told += chain.from_iterable(remarks.values())
         return [tasks[clip].result() for clip in clips]
 
     async def from_base64(self, data: str, format: str = "") -> AudioPart:
         """One recording in base64; see `load`."""
         return (await self.load([Encoded(data, format)]))[0]
 
-    async def from_url(self, url: str) -> AudioPart:
+    async def from_url(self, url: str, told: list[str] | None = None) -> AudioPart:
         """One recording at an http(s) address or in a data URL; see `load`."""
-        return (await self.load([Link(url)]))[0]
+        return (await self.load([Link(url)], told))[0]
 
-    async def from_upload(self, file: Upload) -> AudioPart:
+    async def from_upload(self, file: Upload, told: list[str] | None = None) -> AudioPart:
         """One recording that came with a form, as long as a clip in a chat may be."""
         pieces = _bounded(_pieces(file), self._settings.max_upload_mib * MIB, "the file")
-        return AudioPart((await self._samples(self._uploads, pieces, "the file"), SAMPLE_RATE))
+        return AudioPart((await self._samples(self._uploads, pieces, "the file", told), SAMPLE_RATE))
 
-    async def from_stream(self, body: AsyncIterator[bytes], name: str) -> AudioPart:
+    async def from_stream(self, body: AsyncIterator[bytes], name: str, told: list[str] | None = None) -> AudioPart:
         """One recording as it comes over the network; no decoder waits for it."""
         data = b"".join([piece async for piece in _bounded(body, self._settings.max_clip_mib * MIB, name)])
-        return AudioPart((await self._samples(self._clips, _cut(data), name), SAMPLE_RATE))
+        return AudioPart((await self._samples(self._clips, _cut(data), name, told), SAMPLE_RATE))
 
-    async def stream_upload(self, file: Upload) -> AsyncGenerator[NDArray[np.float32]]:
+    async def stream_upload(self, file: Upload, told: list[str] | None = None) -> AsyncGenerator[NDArray[np.float32]]:
         """A file of any allowed length, decoded as it is read: blocks, float32 [samples] at 16 kHz, of at most 20 s.
 
         Memory is bounded whatever the length. Close the iterator (`contextlib.aclosing`) to end it early: as long as it is
@@ -127,16 +136,16 @@ class Media:
             TooLargeError, TooLongError, AudioError: perhaps after some blocks: a file's end is known only at its end.
         """
         pieces = _bounded(_pieces(file), self._settings.max_upload_mib * MIB, "the file")
-        async with aclosing(self._uploads.decode(pieces, self._settings.upload_limits, "the file")) as blocks:
+        async with aclosing(self._uploads.decode(pieces, self._settings.upload_limits, "the file", told)) as blocks:
             async for block in blocks:
                 yield block
 
-    async def _load(self, clip: Encoded | Link, name: str, total: _Total) -> AudioPart:
+    async def _load(self, clip: Encoded | Link, name: str, total: _Total, told: list[str]) -> AudioPart:
         async with self._fetching if isinstance(clip, Link) else nullcontext():
             data = await self._bytes(clip, name)
             if not data:
                 raise AudioError(f"{name} is empty (0 bytes); give a recording")
-            samples = await self._samples(self._clips, _cut(data), name)
+            samples = await self._samples(self._clips, _cut(data), name, told)
         total.add(clip, samples)
         return AudioPart((samples, SAMPLE_RATE))
 
@@ -152,8 +161,10 @@ class Media:
             raise _too_large(name, limit)
         return await asyncio.to_thread(read_data_url, "data:" + clip.url[5:])
 
-    async def _samples(self, pool: DecoderPool, pieces: AsyncIterator[bytes], name: str) -> NDArray[np.float32]:
-        async with aclosing(pool.decode(pieces, self._settings.clip_limits, name)) as blocks:
+    async def _samples(
+        self, pool: DecoderPool, pieces: AsyncIterator[bytes], name: str, told: list[str] | None
+    ) -> NDArray[np.float32]:
+        async with aclosing(pool.decode(pieces, self._settings.clip_limits, name, told)) as blocks:
             return np.concatenate([block async for block in blocks])
 
 

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.longform.listening import Question
-from qwen2_audio.longform.segments import Segment, join_texts
+from qwen2_audio.longform.segments import Segment, cut_short, join_texts
 from qwen2_audio.longform.subtitles import srt, verbose_json, vtt
 from qwen2_audio.serving.audio_form import AudioForm, TranscriptionForm, TranslationForm, read_form
 from qwen2_audio.serving.backend import Backend, ModelCard, TokenLogprob
@@ -76,11 +76,12 @@ class _Work:
                 events = self._events(form, listener, file, received, request)
                 handed_over = True
                 return EventStream(events, self._settings.keep_alive_interval)
+            told: list[str] = []
             try:
-                found = await while_present(request, self._all(listener, file))
+                found = await while_present(request, self._all(listener, file, told))
             finally:
                 _log(request, listener)
-            return _reply(form, found, listener.samples / SAMPLE_RATE)
+            return _reply(form, found, listener.samples / SAMPLE_RATE, told)
         finally:
             if not handed_over:
                 await received.close()
@@ -96,8 +97,11 @@ class _Work:
         )
         return ServedTranscriber(self._backend, card, Question(form.instruction, options))
 
-    async def _all(self, listener: ServedTranscriber, file: UploadFile) -> list[Transcribed]:
-        async with aclosing(self._media.stream_upload(file)) as blocks, aclosing(listener.segments(blocks)) as segments:
+    async def _all(self, listener: ServedTranscriber, file: UploadFile, told: list[str]) -> list[Transcribed]:
+        async with (
+            aclosing(self._media.stream_upload(file, told)) as blocks,
+            aclosing(listener.segments(blocks)) as segments,
+        ):
             return [transcribed async for transcribed in segments]
 
     async def _events(
@@ -109,13 +113,14 @@ class _Work:
         request: Request,
     ) -> AsyncGenerator[str, None]:
         """A delta for each segment, then the whole."""
-        text, tokens = "", list[TokenLogprob]()
+        text, tokens, found, told = "", list[TokenLogprob](), list[Segment](), list[str]()
         try:
             async with (
-                aclosing(self._media.stream_upload(file)) as blocks,
+                aclosing(self._media.stream_upload(file, told)) as blocks,
                 aclosing(listener.segments(blocks)) as segments,
             ):
                 async for transcribed in segments:
+                    found.append(transcribed.segment)
                     longer = join_texts([text, transcribed.segment.text])
                     if longer != text:
                         event = {"type": "transcript.text.delta", "delta": longer[len(text) :]}
@@ -123,7 +128,7 @@ class _Work:
                         text = longer
                         tokens += transcribed.logprobs
             done = {"type": "transcript.text.done", "text": text}
-            yield json.dumps(done | _logprobs(form, tokens) | _tokens_used(listener))
+            yield json.dumps(done | _logprobs(form, tokens) | _tokens_used(listener) | _warnings(found, told))
         finally:
             _log(request, listener)
             await received.close()
@@ -135,7 +140,7 @@ def _log(request: Request, listener: ServedTranscriber) -> None:
     state.prompt_tokens, state.completion_tokens = listener.prompt_tokens, listener.completion_tokens
 
 
-def _reply(form: AudioForm, found: Sequence[Transcribed], seconds: float) -> Response:
+def _reply(form: AudioForm, found: Sequence[Transcribed], seconds: float, told: Sequence[str]) -> Response:
     segments: list[Segment] = [transcribed.segment for transcribed in found]
     text = join_texts(segment.text for segment in segments)
     match form.response_format:
@@ -151,7 +156,14 @@ def _reply(form: AudioForm, found: Sequence[Transcribed], seconds: float) -> Res
             )
         case "json":
             body = {"text": text} | _logprobs(form, [token for one in found for token in one.logprobs])
-    return Response(json.dumps(body | _usage(seconds), ensure_ascii=False), media_type="application/json")
+    body |= _usage(seconds) | _warnings(segments, told)
+    return Response(json.dumps(body, ensure_ascii=False), media_type="application/json")
+
+
+def _warnings(segments: Sequence[Segment], told: Sequence[str]) -> dict[str, Any]:
+    """What is not whole: of the recording, of its text."""
+    said = [*told, *cut_short(segments)]
+    return {"warnings": said} if said else {}
 
 
 def _usage(seconds: float) -> dict[str, Any]:

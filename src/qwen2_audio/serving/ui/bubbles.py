@@ -38,12 +38,13 @@ def clip_card(clip: Clip, texts: Texts) -> str:
     said = texts.say("clip.length", seconds=f"{clip.seconds:.1f}")
     if clip.windows > 1:
         said += " · " + texts.say("clip.windows", count=str(clip.windows))
+    remark = f'<p class="qa-remark">{escape(clip.remark)}</p>' if clip.remark else ""
     name = escape(clip.name, quote=True)
     picture = escape(texts.say("clip.picture", name=clip.name), quote=True)
     return (
         f'<figure class="qa-clip"><img src="page/clips/{clip.token}.png" alt="{picture}" width="640" height="128">'
         f'<audio controls preload="metadata" src="page/clips/{clip.token}.wav" aria-label="{name}"></audio>'
-        f"<figcaption><b>{name}</b> <span>{escape(said)}</span></figcaption></figure>"
+        f"<figcaption><b>{name}</b> <span>{escape(said)}</span></figcaption>{remark}</figure>"
     )
 
 

@@ -6,15 +6,18 @@ import io
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen2_audio.config import MAX_SAMPLES, SAMPLE_RATE
+from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import AudioError
 from qwen2_audio.processing.conversation import AudioPart
+from qwen2_audio.processing.windows import cut_windows
 from qwen2_audio.serving.ui.picture import picture
 
 _WAITING_SECONDS = 120.0
@@ -30,12 +33,16 @@ class Clip:
         name: what to call it on the page.
         token: its name in addresses; nobody can guess it.
         image: its picture, a PNG.
+        remark: what is to be said of it: that some of it is damaged, for instance.
+        cuts: where a part that the model hears ends and the next begins, as shares of the whole.
     """
 
     samples: NDArray[np.float32]
     name: str
     token: str = field(default_factory=lambda: secrets.token_urlsafe(18))
     image: bytes = b""
+    cuts: tuple[float, ...] = ()
+    remark: str = ""
 
     @property
     def seconds(self) -> float:
@@ -45,7 +52,7 @@ class Clip:
     @property
     def windows(self) -> int:
         """How many parts of at most 30 s the model hears it as."""
-        return -(-self.samples.shape[0] // MAX_SAMPLES)
+        return len(self.cuts) + 1
 
     @property
     def part(self) -> AudioPart:
@@ -68,13 +75,14 @@ class Clip:
         return file.getvalue()
 
 
-def new_clip(part: AudioPart, name: str) -> Clip:
+def new_clip(part: AudioPart, name: str, told: Sequence[str] = ()) -> Clip:
     """A clip with its picture, of a decoded recording. Takes some ten milliseconds: call it off the event loop."""
     if not isinstance(part.source, tuple) or not isinstance(part.source[0], np.ndarray):
         raise AudioError(f"{name} has not been decoded; give (samples, 16000)")
     samples = part.source[0].astype(np.float32, copy=False)
-    cuts = tuple(start / samples.shape[0] for start in range(MAX_SAMPLES, samples.shape[0], MAX_SAMPLES))
-    return Clip(samples, name, image=picture(samples, cuts))
+    ends = accumulate(piece.shape[0] for piece in cut_windows(samples))
+    *cuts, _whole = (end / samples.shape[0] for end in ends)
+    return Clip(samples, name, image=picture(samples, tuple(cuts)), cuts=tuple(cuts), remark="; ".join(told))
 
 
 class Clips:

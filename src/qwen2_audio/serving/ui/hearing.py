@@ -57,9 +57,10 @@ class Hearing:
                     os.unlink(path)
 
     async def _file(self, path: Path) -> Clip:
+        told: list[str] = []
         async with Opened(path) as file:
-            part = await self._media.from_upload(file)
-        return self.clips.add(await asyncio.to_thread(new_clip, part, path.name))
+            part = await self._media.from_upload(file, told)
+        return self.clips.add(await asyncio.to_thread(new_clip, part, path.name, told))
 
     async def recording(self, body: AsyncIterator[bytes], name: str) -> Clip:
         """What the microphone heard, as a request brings it; held until a session claims it.
@@ -67,8 +68,9 @@ class Hearing:
         Raises:
             AudioError, TooLargeError: it cannot be heard.
         """
-        part = await self._media.from_stream(body, "the recording")
-        return self.clips.wait(await asyncio.to_thread(new_clip, part, name))
+        told: list[str] = []
+        part = await self._media.from_stream(body, "the recording", told)
+        return self.clips.wait(await asyncio.to_thread(new_clip, part, name, told))
 
     async def conversation(self, path: str) -> list[Turn]:
         """The turns of an uploaded file that the page saved once; the file is removed.
@@ -95,8 +97,9 @@ class Hearing:
         check_count(len(found), self._settings.max_clips)
         clips = []
         for address in found:
-            part = await self._media.from_url(address)
+            told: list[str] = []
+            part = await self._media.from_url(address, told)
             name = Path(url_path(address)).name or address
-            clips.append(self.clips.add(await asyncio.to_thread(new_clip, part, name)))
+            clips.append(self.clips.add(await asyncio.to_thread(new_clip, part, name, told)))
             text = text.replace(address, "", 1)
         return text.strip(), tuple(clips)

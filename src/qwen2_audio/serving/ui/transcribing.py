@@ -129,7 +129,7 @@ def _gone(transcript: Transcript, said: Texts) -> str:
     if transcript.stopped:
         return progress(said.say("transcribe.stopped"), -1)
     count, length = str(len(transcript.segments)), _clock(transcript.seconds)
-    return progress(said.say("transcribe.done", count=count, length=length), -1)
+    return progress(" · ".join([said.say("transcribe.done", count=count, length=length), *transcript.remarks]), -1)
 
 
 def _told(transcript: Transcript) -> str:

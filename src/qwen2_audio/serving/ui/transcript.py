@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.errors import Qwen2AudioError
 from qwen2_audio.longform.listening import TRANSCRIBE, TRANSLATE, Question
-from qwen2_audio.longform.segments import Segment
+from qwen2_audio.longform.segments import Segment, cut_short
 from qwen2_audio.serving.backend import Backend, ModelCard
 from qwen2_audio.serving.media import Media
 from qwen2_audio.serving.transcriber import ServedTranscriber
@@ -37,6 +37,8 @@ class Transcript:
         seconds: of the recording; as long as it is still being read, a guess.
         problem: why it ended early.
         stopped: whether the visitor ended it.
+        told: what is to be said of the recording.
+        cut: segments whose text was cut short, perhaps to nothing.
     """
 
     title: str
@@ -45,6 +47,8 @@ class Transcript:
     seconds: float = 0.0
     problem: str = ""
     stopped: bool = False
+    told: list[str] = field(default_factory=list)
+    cut: list[Segment] = field(default_factory=list)
     running: asyncio.Task[None] | None = None
 
     @property
@@ -53,6 +57,11 @@ class Transcript:
         if not self.segments or not self.seconds:
             return None
         return min(self.segments[-1].end / self.seconds, 1.0)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is not whole: of the recording, of its text."""
+        return [*self.told, *cut_short(self.cut)]
 
     def stop(self) -> None:
         """End it; its work is freed at once."""
@@ -86,8 +95,11 @@ class Transcript:
                 aclosing(transcriber.segments(blocks)) as segments,
             ):
                 async for transcribed in segments:
-                    if transcribed.segment.text:
-                        self.segments.append(transcribed.segment)
+                    segment = transcribed.segment
+                    if segment.text:
+                        self.segments.append(segment)
+                    if segment.finish_reason == "length":
+                        self.cut.append(segment)
         except asyncio.CancelledError:
             self.stopped = True
             raise
@@ -101,7 +113,7 @@ class Transcript:
         self, media: Media, file: Opened, transcriber: ServedTranscriber, size: int
     ) -> AsyncGenerator[NDArray[np.float32], None]:
         """The recording as it is decoded; how long it will be is guessed by how many of its bytes are read."""
-        async with aclosing(media.stream_upload(file)) as blocks:
+        async with aclosing(media.stream_upload(file, self.told)) as blocks:
             async for block in blocks:
                 yield block
                 self.seconds = transcriber.samples / SAMPLE_RATE * size / max(file.read_bytes, 1)
