@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.conversation import Conversation
@@ -89,6 +92,18 @@ def test_info_for_people(run: Run, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache" / "mini-0123456789ab" / "config.json").touch()
     lines = dict(line.split(maxsplit=1) for line in run("info", "--model", folder).out.splitlines())
     assert lines["models"] == "mini-0123456789ab" and lines["dtype"] and lines["vocabulary"] == "384"
+
+
+def test_info_knows_what_was_fetched_from_a_hub(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(name: str, **options: Any) -> str:
+        assert options["local_files_only"]
+        if name != "Qwen/Qwen2-Audio-7B":
+            raise LocalEntryNotFoundError("not there")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    assert json.loads(run("info", "--json").out)["models"] == ["Qwen/Qwen2-Audio-7B"]
 
 
 def test_info_never_fetches(run: Run) -> None:

@@ -118,6 +118,10 @@ def _ask_and_end(process: subprocess.Popen[str]) -> None:
             ("--engine", "http://localhost:1/v1", "--setting", "max_running=4"),
             "the setting max_running is of this machine",
         ),
+        (
+            ("--model", "openai:http://localhost:1", "--quantize", "int8"),
+            "--quantize goes with a model of this machine",
+        ),
         (("--engine", "localhost"), "localhost"),
         (("--engine-key-env", "KEY"), "--engine-key-env goes with --engine"),
         (("--host", "203.0.113.7"), "cannot listen at 203.0.113.7"),

@@ -210,6 +210,11 @@ def test_what_is_not_whole_is_said() -> None:
     assert "the file is damaged" in shown and "cut short at 1.5 s" in shown
 
 
+def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"gone\.wav is no longer here; attach it again"):
+        asyncio.run(hearing_of().files([str(tmp_path / "gone.wav")]))
+
+
 def test_clips_live_as_long_as_somebody_holds_them() -> None:
     clips = Clips()
     waiting, token = clips.wait(clip()), ""

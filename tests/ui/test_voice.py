@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from qwen2_audio.processing.conversation import Conversation
+from qwen2_audio.serving.backend import EngineLostError
 from tests.serving.fake_backend import FakeBackend
 from tests.ui.steps import ANSWERS, QUESTIONS, ask, wait_for_answer
 
@@ -42,6 +44,32 @@ def test_speaking_interrupts_an_answer(open_page: Open, slow: FakeBackend) -> No
     assert slow.cancelled > cancelled
 
 
+def test_another_conversation_is_one_by_hands_free_too(open_page: Open, backend: FakeBackend) -> None:
+    page = open_page()
+    page.check(".qa-handsfree", force=True)
+    wait_for_answer(page, " s]")
+    before = len(backend.jobs)
+    page.click(".qa-new")
+    page.wait_for_selector(ANSWERS, state="detached")
+    page.wait_for_selector(ANSWERS)  # hands-free goes on
+    page.uncheck(".qa-handsfree", force=True)
+    page.wait_for_selector('.qa-talk[data-state="idle"]')
+    turns = [len(asked.messages) for job in backend.jobs[before:] if isinstance(asked := job.prompt, Conversation)]
+    assert 1 in turns
+
+
+def test_a_failed_answer_by_hands_free_says_why(open_page: Open, backend: FakeBackend) -> None:
+    page = open_page()
+    backend.error = EngineLostError("the engine was lost; try again")
+    try:
+        page.check(".qa-handsfree", force=True)
+        page.wait_for_selector(f"{ANSWERS} .qa-problem")
+        page.uncheck(".qa-handsfree", force=True)
+    finally:
+        backend.error = None
+    assert "the engine was lost; try again" in page.inner_text(ANSWERS)
+
+
 VOICES = """() => {
     window.spoken = [];
     window.hushed = 0;
@@ -75,6 +103,22 @@ def test_answers_are_read_aloud_by_sentences_until_somebody_speaks(open_page: Op
     hushed = page.evaluate("window.hushed")
     page.click(".qa-press")
     page.wait_for_function("before => window.hushed > before", arg=hushed)
+
+
+@pytest.mark.parametrize("by", ["stop", "new", "escape"])
+def test_what_silences_the_voice(open_page: Open, slow: FakeBackend, by: str) -> None:
+    page = open_page()
+    page.evaluate(VOICES)
+    page.click(".qa-gear")
+    page.check("#qa-speak input")
+    page.click(".qa-gear")
+    ask(page, "This goes on forever. " + "Word by word. " * 40)
+    page.wait_for_function("window.speaking?.text.includes('forever')")
+    if by == "escape":
+        page.keyboard.press("Escape")
+    else:
+        page.click({"stop": "#qa-composer .stop-button", "new": ".qa-new"}[by])
+    page.wait_for_function("window.hushed > 0")
 
 
 @pytest.mark.parametrize(("error", "words"), REFUSALS, ids=[error for error, _ in REFUSALS])

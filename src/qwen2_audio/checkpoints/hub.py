@@ -54,6 +54,8 @@ def find_checkpoint(
         )
     if name in BUILT_IN:
         return _built_in(name, offline=offline, say=say)
+    if name.startswith("openai:"):
+        raise UsageError(f"{name} is a server, whose checkpoint is not here; name a model of this machine or of a hub")
     if name.startswith("modelscope:"):
         return _from_modelscope(_repository(name.removeprefix("modelscope:")), revision, offline=offline)
     if name.startswith("hf:"):
@@ -73,6 +75,16 @@ def cache_folder() -> Path:
     if given:
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen2-audio"
+
+
+def models_here() -> list[str]:
+    """What need not be fetched: built-in models that were put together, and the published ones."""
+    found = sorted(file.parent.name for file in cache_folder().glob("*/config.json"))
+    for name in (*PUBLISHED, *(f"modelscope:{name}" for name in PUBLISHED)):
+        with suppress(CheckpointError):
+            find_checkpoint(name, offline=True)
+            found.append(name)
+    return found
 
 
 def _nearest(name: str) -> str:

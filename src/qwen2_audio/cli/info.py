@@ -47,11 +47,10 @@ def _machine() -> dict[str, Any]:
     import torch
 
     import qwen2_audio
-    from qwen2_audio.checkpoints.hub import cache_folder
+    from qwen2_audio.checkpoints.hub import cache_folder, models_here
     from qwen2_audio.runtime import choose_runtime
 
     runtime = choose_runtime()
-    cache = cache_folder()
     return {
         "qwen2-audio": qwen2_audio.__version__,
         "python": platform.python_version(),
@@ -60,8 +59,8 @@ def _machine() -> dict[str, Any]:
         "dtype": str(runtime.dtype).removeprefix("torch."),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cache": str(cache),
-        "models": sorted(file.parent.name for file in cache.glob("*/config.json")),
+        "cache": str(cache_folder()),
+        "models": models_here(),
     }
 
 

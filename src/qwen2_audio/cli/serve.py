@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -139,19 +140,22 @@ def name_and_value(text: str) -> tuple[str, str]:
 
 
 def backend_of(own: LocalConfig, engines: list[str] | None, key_variable: str | None, settings: Settings) -> Backend:
-    """Servers elsewhere where some are given, else this machine's own model.
+    """Servers elsewhere where some are given (or one by its address, as the model), else this machine's own model.
 
     Raises:
         UsageError: an option or a setting of the own model is given with servers elsewhere, which would not follow it.
     """
+    from qwen2_audio.remote.address import is_address
     from qwen2_audio.serving.local import LocalBackend, LocalConfig
     from qwen2_audio.serving.upstream import UpstreamBackend
 
+    usual = LocalConfig(model=os.environ.get("QWEN2_AUDIO_MODEL", opt.DEFAULT_MODEL))
+    if not engines and is_address(own.model):
+        engines, own = [own.model], replace(own, model=usual.model)
     if not engines:
         if key_variable is not None:
             raise UsageError("--engine-key-env goes with --engine; leave it out")
         return LocalBackend(own)
-    usual = LocalConfig(model=os.environ.get("QWEN2_AUDIO_MODEL", opt.DEFAULT_MODEL))
     options = {"adapters": "adapter"}
     for name in ("model", "name", "adapters", "device", "dtype", "quantize", "offline"):
         if getattr(own, name) != getattr(usual, name):

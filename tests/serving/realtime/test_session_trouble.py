@@ -146,6 +146,8 @@ class TestTrouble:
             (hearing(turn_detection={"type": "server_vad", "threshold": 2}), "invalid_value",
              "session.audio.input.turn_detection.threshold"),
             (hearing(noise_reduction={"type": "near_field"}), "unsupported", "session.audio.input.noise_reduction"),
+            (hearing(transcription={"prompt": "Names: Li"}), "unsupported", "session.audio.input.transcription.prompt"),
+            (hearing(transcription={"language": "xx"}), "invalid_value", "session.audio.input.transcription.language"),
         ],
     )  # fmt: skip
     def test_what_makes_no_sense_is_told_and_changes_nothing(self, event: Any, code: str, param: str | None) -> None:
@@ -210,6 +212,14 @@ class TestTranscripts:
         client.answer("Hello")
         got = client.send("conversation.item.retrieve", item_id=item)
         assert got[0]["item"]["content"] == [{"type": "input_audio", "transcript": "the words"}]
+
+    def test_in_a_language_that_was_said(self) -> None:
+        said = {"model": "mini", "language": "de"}
+        client = Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": None, "transcription": said}})
+        assert client.update()[0]["session"]["audio"]["input"]["transcription"] == said
+        client.hear(1.0)
+        client.send("input_audio_buffer.commit")
+        assert client.conversation == [("user", [1.0, "Transcribe the German speech."])]
 
     def test_long_turns_are_heard_in_pieces(self) -> None:
         client = Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": None, "transcription": {}}})

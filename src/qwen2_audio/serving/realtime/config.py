@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qwen2_audio.config import SAMPLE_RATE
+from qwen2_audio.longform.listening import LANGUAGES
 from qwen2_audio.serving.realtime.fields import EventError, Fields
 
 RATES = (24_000, SAMPLE_RATE)
@@ -70,6 +71,7 @@ class SessionConfig:
         rate: of the sound that comes in, 16 bits, one channel.
         turns: None: the client says when a turn ends.
         transcribe: also write down what the user says.
+        language: that it is said in, by its code; "" is not said.
         max_tokens: of an answer; None: as the model's defaults say.
         temperature: None: as the model's defaults say (an extension, like `audio.input.format.rate` 16000).
         forget: drop the oldest turns when the context is full; else the answer fails.
@@ -80,6 +82,7 @@ class SessionConfig:
     rate: int = RATES[0]
     turns: TurnDetection | None = field(default_factory=TurnDetection)
     transcribe: bool = False
+    language: str = ""
     max_tokens: int | None = None
     temperature: float | None = None
     forget: bool = True
@@ -96,7 +99,7 @@ class SessionConfig:
                 "input": {
                     "format": {"type": "audio/pcm", "rate": self.rate},
                     "turn_detection": None if self.turns is None else self.turns.as_json(),
-                    "transcription": {"model": self.model} if self.transcribe else None,
+                    "transcription": self._transcription() if self.transcribe else None,
                     "noise_reduction": None,
                 }
             },
@@ -106,6 +109,9 @@ class SessionConfig:
             "tools": [],
             "tool_choice": "auto",
         }
+
+    def _transcription(self) -> dict[str, str]:
+        return {"model": self.model} | ({"language": self.language} if self.language else {})
 
     def updated(self, given: Any, *, longest: int) -> SessionConfig:
         """These choices with those of a `session.update` in their place.
@@ -128,26 +134,29 @@ class SessionConfig:
         audio.only(("input",), {"output": ({},)})
         sound = audio.inside("input")
         sound.only(("format", "turn_detection", "transcription"), {"noise_reduction": ()})
+        transcribe, language = self._transcribes(sound)
         truncation = session.one_of("truncation", ("auto", "disabled"), "auto" if self.forget else "disabled")
         return replace(
             self,
             instructions=session.text("instructions", self.instructions, longest=longest),
             rate=_rate(sound, self.rate),
             turns=_turns(sound, self.turns),
-            transcribe=self._transcribes(sound),
+            transcribe=transcribe,
+            language=language,
             max_tokens=max_tokens(session, self.max_tokens),
             temperature=temperature(session, self.temperature),
             forget=truncation == "auto",
         )
 
-    def _transcribes(self, sound: Fields) -> bool:
-        """Whichever model is named, the one of the connection hears."""
+    def _transcribes(self, sound: Fields) -> tuple[bool, str]:
+        """Whether, and in which language. Whichever model is named, the one of the connection hears."""
         if "transcription" not in sound.given:
-            return self.transcribe
+            return self.transcribe, self.language
         if sound.given["transcription"] is None:
-            return False
-        sound.inside("transcription").only(("model", "language", "prompt"), {"language": (), "prompt": ("",)})
-        return True
+            return False, ""
+        wanted = sound.inside("transcription")
+        wanted.only(("model", "language"), {"prompt": ("",)})
+        return True, wanted.one_of("language", tuple(LANGUAGES), "")
 
 
 _SESSION = (

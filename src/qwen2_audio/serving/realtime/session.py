@@ -220,7 +220,7 @@ class RealtimeSession:
         self._send("input_audio_buffer.committed", previous_item_id=before, item_id=id)
         self._added(item, before)
         if self._config.transcribe:
-            self._write_down(self._transcripts.ask(item))
+            self._write_down(self._transcripts.ask(item, self._config.language))
 
     # --- items
 

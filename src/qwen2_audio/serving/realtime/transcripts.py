@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen2_audio.longform.listening import Question
+from qwen2_audio.longform.listening import TRANSCRIBE, Question, transcribe_in
 from qwen2_audio.longform.segments import join_texts
 from qwen2_audio.processing.speech_windows import Window
 from qwen2_audio.processing.windows import split_at_pauses
@@ -27,6 +27,7 @@ _EVENT = "conversation.item.input_audio_transcription"
 class _Turn:
     """A turn that is being written down: windows still to be heard, and what was heard."""
 
+    question: Question
     seconds: float
     windows: list[Window]
     texts: list[str] = field(default_factory=list)
@@ -45,8 +46,8 @@ class Transcripts:
     def __bool__(self) -> bool:
         return bool(self._turns)
 
-    def ask(self, item: Item) -> Iterator[dict[str, Any] | Generate]:
-        """Begin with an item's recording, once those before it are done."""
+    def ask(self, item: Item, language: str = "") -> Iterator[dict[str, Any] | Generate]:
+        """Begin with an item's recording, once those before it are done; `language` by its code, where it was said."""
         key = _KEY + item.id
         if len(self._turns) >= _MOST_WAITING:
             yield self._failure(key, OverloadedError("too many turns wait to be written down"))
@@ -54,16 +55,19 @@ class Transcripts:
         sound = next(item.sounds)
         samples = sound.samples.astype(np.float32) / np.float32(32768)
         pieces = split_at_pauses(samples, self._card.transcription_window)
-        self._turns[key] = _Turn(sound.seconds, [Window(0, piece, (0, len(piece)), 1.0) for piece in pieces])
+        question = Question(transcribe_in(language) if language else TRANSCRIBE)
+        self._turns[key] = _Turn(question, sound.seconds, [Window(0, piece, (0, len(piece)), 1.0) for piece in pieces])
         if len(self._turns) == 1:
             yield self._next()
 
     def _next(self) -> Generate:
         """The next piece of the first turn."""
-        question, (key, turn) = Question(), next(iter(self._turns.items()))
+        key, turn = next(iter(self._turns.items()))
         window = turn.windows.pop(0)
         turn.texts.append("")
-        return Generate(key, Job(question.conversation(window), question.options_for(window), self._card.name))
+        return Generate(
+            key, Job(turn.question.conversation(window), turn.question.options_for(window), self._card.name)
+        )
 
     def push(self, key: str, delta: Delta) -> Iterator[dict[str, Any] | Generate]:
         """What comes of more of an answer: events, or the next piece to be heard."""

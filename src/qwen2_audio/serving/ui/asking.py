@@ -12,9 +12,9 @@ from typing import Any
 import gradio as gr
 
 from qwen2_audio.errors import ConversationError, Qwen2AudioError
-from qwen2_audio.serving.backend import Backend, ModelCard, OverloadedError, UnknownModelError
+from qwen2_audio.serving.backend import Backend
 from qwen2_audio.serving.ui.bubbles import messages, turn_at, unescaped
-from qwen2_audio.serving.ui.chat import Turn
+from qwen2_audio.serving.ui.chat import State, Turn
 from qwen2_audio.serving.ui.clips import Clip
 from qwen2_audio.serving.ui.examples import EXAMPLES
 from qwen2_audio.serving.ui.hearing import Hearing
@@ -22,7 +22,7 @@ from qwen2_audio.serving.ui.history import written
 from qwen2_audio.serving.ui.parts import for_models
 from qwen2_audio.serving.ui.sessions import Session, Sessions
 from qwen2_audio.serving.ui.texts import Texts, language_of, texts
-from qwen2_audio.serving.ui.wishes import Wishes
+from qwen2_audio.serving.ui.wishes import Wishes, chosen
 
 _GLANCE_SECONDS = 0.2
 View = tuple[Any, ...]
@@ -91,8 +91,9 @@ class Asking:
             clips: tuple[Clip, ...] = (self._hearing.clips.claim(str(event._data.get("token"))),)
         except Qwen2AudioError:
             clips = ()
-        answer, stopped = str(event._data.get("answer") or ""), bool(event._data.get("stopped"))
-        session.chat.turns.append(Turn("", clips, answer, "stopped" if stopped else "done"))
+        answer, problem = str(event._data.get("answer") or ""), str(event._data.get("problem") or "")
+        state: State = "failed" if problem else "stopped" if event._data.get("stopped") else "done"
+        session.chat.turns.append(Turn("", clips, answer, state, problem))
         return self._view(session)
 
     async def retry(self, event: gr.RetryData, request: gr.Request, *wishes: Any) -> AsyncIterator[View]:
@@ -127,7 +128,7 @@ class Asking:
         """Forget the conversation."""
         session = self._session(request)
         session.chat.clear()
-        return self._view(session)
+        return self._view(session, emptied=True)
 
     def save(self, request: gr.Request) -> str:
         """The conversation as a file for the browser."""
@@ -140,11 +141,12 @@ class Asking:
         session = self._session(request)
         try:
             turns = await self._hearing.conversation(path)
-            session.chat.clear()
-            session.chat.turns += turns
         except Qwen2AudioError as error:
             gr.Warning(texts(session.language).say("chat.unreadable", problem=str(error)))
-        return self._view(session)
+            return self._view(session)
+        session.chat.clear()
+        session.chat.turns += turns
+        return self._view(session, emptied=True)
 
     def speak(self, language: Any, request: gr.Request) -> Texts:
         """Show the page in a language from now on."""
@@ -167,12 +169,12 @@ class Asking:
 
     async def _answer(self, session: Session, turn: Turn, wishes: Wishes) -> AsyncIterator[View]:
         try:
-            card = self._card(wishes.model)
+            card = chosen(self._backend.models, wishes.model)
             options = wishes.options(card.defaults)
             self._hearing.check(session.chat.turns)
         except Qwen2AudioError as error:
             turn.state, turn.problem = "failed", str(error)
-            yield self._view(session)
+            yield self._view(session, fresh=True)
             return
         stream = session.chat.answer(self._backend, turn, system=wishes.system or "", options=options, model=card.name)
         async with aclosing(stream) as answers:
@@ -182,16 +184,15 @@ class Asking:
                 yield self._view(session, wishes=wishes) if news else _unchanged()
         yield self._view(session, wishes=wishes)
 
-    def _card(self, name: str | None) -> ModelCard:
-        models = self._backend.models
-        if not models:
-            raise OverloadedError("the model is still being loaded; ask again in a moment")
-        found = next((card for card in models if card.name == name), None if name else models[0])
-        if found is None:
-            raise UnknownModelError(f"there is no model {name!r} here; choose another in the settings")
-        return found
-
-    def _view(self, session: Session, *, fresh: bool = False, wishes: Wishes | None = None) -> View:
+    def _view(
+        self, session: Session, *, fresh: bool = False, wishes: Wishes | None = None, emptied: bool = False
+    ) -> View:
+        """
+        Args:
+            fresh: what the composer held has been taken.
+            wishes: the last answer is to be read aloud, as these say.
+            emptied: another conversation begins, also by hands-free.
+        """
         turns, said = session.chat.turns, texts(session.language)
         last = turns[-1] if turns else None
         writing = any(turn.state == "writing" for turn in turns)  # this answer, or the one that overtook it
@@ -202,11 +203,13 @@ class Asking:
                 "answer.speed", first=f"{quick.first:.2f}", rate=f"{quick.rate:.0f}", tokens=str(quick.tokens)
             )
         aloud: Any = gr.skip()
-        if wishes is not None and wishes.speak and last is not None:
+        if emptied or (wishes is not None and last is not None and last.state == "stopped"):
+            aloud = json.dumps({"hush": True, "emptied": emptied, "at": time.monotonic_ns()})
+        elif wishes is not None and wishes.speak and last is not None:
             told = {"turn": id(last), "text": last.answer, "done": last.state != "writing", "voice": wishes.voice}
             aloud = json.dumps(told)
         buttons = gr.update(submit_btn=not writing, stop_btn=writing)
-        composer = gr.update(value=None, submit_btn=False, stop_btn=True) if fresh else buttons
+        composer = gr.update(value=None, submit_btn=not writing, stop_btn=writing) if fresh else buttons
         return (
             gr.update(visible=not turns),
             gr.update(value=messages(turns, said), visible=bool(turns) or "hidden"),

@@ -27,6 +27,7 @@ from qwen2_audio.serving.ui.lock import Locked
 from qwen2_audio.serving.ui.sessions import Sessions
 from qwen2_audio.serving.ui.texts import LANGUAGES, Language, language_of, texts
 from qwen2_audio.serving.ui.voices import Voices, installed
+from qwen2_audio.serving.ui.wishes import LONGEST_ANSWER
 
 _FOLDER = Path(str(files("qwen2_audio.serving.ui")))
 _SCRIPTS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -107,7 +108,7 @@ def _head(language: Language, path: str, voices: Sequence[str]) -> str:
         + ("../" if path.strip("/") else "./"),  # where /v1 is, seen from here
         "voices": list(voices),
         "voice": "",
-        "wishes": {"model": "", "system": ""},
+        "wishes": {"model": "", "system": "", "temperature": "", "length": LONGEST_ANSWER},
     }
     said = json.dumps(known, ensure_ascii=False).replace("<", "\\u003c")
     boot = (_FOLDER / "static" / "boot.js").read_text("utf-8")

@@ -49,7 +49,7 @@ def create_page(
         with gr.Sidebar(label=labels.say("settings.title"), position="right", open=False, elem_id="qa-settings"):
             settings = setting_parts(labels, voices)
         _tie_chat(asking, chat, settings)
-        _tie_transcribe(Transcribing(backend, media, sessions), transcribe)
+        _tie_transcribe(Transcribing(backend, media, sessions), transcribe, settings.model)
         _tell_scripts(settings)
         _tie_language(asking, top, chat, labels)
         blocks.load(
@@ -79,9 +79,9 @@ def _tie_chat(asking: Asking, chat: ChatParts, settings: SettingParts) -> None:
     _tie(settings.load.upload, asking.load, [settings.load], view)
 
 
-def _tie_transcribe(transcribing: Transcribing, parts: TranscribeParts) -> None:
+def _tie_transcribe(transcribing: Transcribing, parts: TranscribeParts, model: gr.Dropdown) -> None:
     view = [parts.file, parts.start, parts.stop, parts.progress, parts.transcript]
-    _tie(parts.start.click, transcribing.start, [parts.file, parts.task], view)
+    _tie(parts.start.click, transcribing.start, [parts.file, parts.task, model], view)
     _tie(parts.stop.click, transcribing.stop, [], [], queue=False)
     _tie(parts.transcript.download, transcribing.download, [], [parts.saved], queue=False)
 
@@ -110,7 +110,14 @@ def _tie(
 
 def _tell_scripts(settings: SettingParts) -> None:
     """Hands-free talk goes round Gradio: its script is told what the side panel says."""
-    for part, name in ((settings.model, "wishes.model"), (settings.system, "wishes.system"), (settings.voice, "voice")):
+    told = {
+        "wishes.model": settings.model,
+        "wishes.system": settings.system,
+        "wishes.temperature": settings.sampling[0],
+        "wishes.length": settings.sampling[4],
+        "voice": settings.voice,
+    }
+    for name, part in told.items():
         part.change(None, part, None, js=f"value => {{ window.qwenAudio.{name} = value ?? ''; }}", queue=False)
 
 

@@ -25,6 +25,7 @@ from qwen2_audio.serving.ui.markup import (
     welcome,
 )
 from qwen2_audio.serving.ui.texts import Texts
+from qwen2_audio.serving.ui.wishes import LONGEST_ANSWER
 
 FILE_TYPES = ["audio", "video", *sorted(AUDIO_SUFFIXES)]
 
@@ -168,7 +169,7 @@ def for_models(models: Sequence[ModelCard]) -> list[Any]:
     card, names = models[0], [card.name for card in models]
     defaults, longest = card.defaults, min(4096, card.context_length)
     values = [defaults.temperature, defaults.top_p, defaults.top_k, defaults.repetition_penalty]
-    length = gr.update(value=min(defaults.max_new_tokens or 512, longest), maximum=longest)
+    length = gr.update(value=min(defaults.max_new_tokens or LONGEST_ANSWER, longest), maximum=longest)
     return [
         gr.update(choices=names, value=names[0], visible=len(names) > 1),
         *(gr.update(value=value) for value in values),
@@ -198,7 +199,7 @@ def _sampling(labels: Labels) -> list[Any]:
     keep(top_k, label="settings.top_k", info="settings.top_k.info")
     repetition = gr.Slider(1, 2, 1, step=0.05, label=say("settings.repetition"))
     keep(repetition, label="settings.repetition")
-    length = keep(gr.Slider(1, 4096, 512, step=1, label=say("settings.length")), label="settings.length")
+    length = keep(gr.Slider(1, 4096, LONGEST_ANSWER, step=1, label=say("settings.length")), label="settings.length")
     seed = gr.Textbox(label=say("settings.seed"), info=say("settings.seed.info"), max_lines=1)
     keep(seed, label="settings.seed", info="settings.seed.info")
     return [temperature, top_p, top_k, repetition, length, seed]

@@ -20,6 +20,7 @@ from qwen2_audio.serving.ui.markup import progress
 from qwen2_audio.serving.ui.sessions import Session, Sessions
 from qwen2_audio.serving.ui.texts import Texts, texts
 from qwen2_audio.serving.ui.transcript import Task, Transcript
+from qwen2_audio.serving.ui.wishes import chosen
 
 View = tuple[Any, ...]
 """New states of file, start, stop, progress, transcript."""
@@ -36,23 +37,24 @@ class Transcribing:
         self._media = media
         self._sessions = sessions
 
-    async def start(self, path: str | None, task: Task, request: gr.Request) -> AsyncIterator[View]:
+    async def start(self, path: str | None, task: Task, model: str, request: gr.Request) -> AsyncIterator[View]:
         """Write down the uploaded file, which is removed in the end."""
         session = self._session(request)
         said = texts(session.language)
         if not path:
             yield gr.skip(), gr.skip(), gr.skip(), progress(said.say("transcribe.none"), -1, problem=True), gr.skip()
             return
-        if not self._backend.models:
-            loading = "the model is still being loaded; ask again in a moment"
-            yield gr.skip(), gr.skip(), gr.skip(), progress(loading, -1, problem=True), gr.skip()
+        try:
+            card = chosen(self._backend.models, model)
+        except Qwen2AudioError as error:
+            yield gr.skip(), gr.skip(), gr.skip(), progress(str(error), -1, problem=True), gr.skip()
             return
         file = Path(path)
         try:
             session.transcript.stop()
             transcript = session.transcript = Transcript(file.stem)
             yield gr.skip(), *_buttons(running=True), progress(said.say("transcribe.reading"), None), _told(transcript)
-            stream = transcript.write(self._backend, self._backend.models[0], self._media, file, task)
+            stream = transcript.write(self._backend, card, self._media, file, task)
             count = 0
             async with aclosing(stream) as beats:
                 async for _ in beats:

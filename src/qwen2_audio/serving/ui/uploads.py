@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from qwen2_audio.errors import AudioError
+
 
 class Opened:
     """A file on the disk, read off the event loop.
@@ -18,7 +20,10 @@ class Opened:
         self.read_bytes = 0
 
     async def __aenter__(self) -> Opened:
-        self._file = await asyncio.to_thread(self._path.open, "rb")
+        try:
+            self._file = await asyncio.to_thread(self._path.open, "rb")
+        except OSError as error:  # it waited too long, or was asked about before
+            raise AudioError(f"{self._path.name} is no longer here; attach it again") from error
         return self
 
     async def __aexit__(self, *_: object) -> None:

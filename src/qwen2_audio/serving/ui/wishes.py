@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen2_audio.errors import UsageError
 from qwen2_audio.generation.options import GenerationOptions
+from qwen2_audio.serving.backend import ModelCard, OverloadedError, UnknownModelError
+
+LONGEST_ANSWER = 512
+"""Tokens, where neither the checkpoint nor the visitor says."""
+
+
+def chosen(models: Sequence[ModelCard], name: str | None) -> ModelCard:
+    """The model of a name, the first where none is chosen.
+
+    Raises:
+        OverloadedError: it is still being loaded.
+        UnknownModelError: there is none of that name.
+    """
+    if not models:
+        raise OverloadedError("the model is still being loaded; ask again in a moment")
+    found = next((card for card in models if card.name == name), None if name else models[0])
+    if found is None:
+        raise UnknownModelError(f"there is no model {name!r} here; choose another in the settings")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,13 @@ export function mount(element, props, watch) {
   const reader = new Reader();
   watch("value", () => {
     const told = props.value && JSON.parse(props.value);
-    if (told) reader.follow(told);
+    if (!told) return;
+    if (told.emptied) dispatchEvent(new CustomEvent("qwen-emptied"));
+    if (told.hush) reader.hush();
+    else reader.follow(told);
   });
   addEventListener("qwen-hush", () => reader.hush());
+  document.addEventListener("keydown", (event) => event.key === "Escape" && reader.hush());
 }
 
 const SENTENCE = /[^.!?。！？；;\n]*[.!?。！？；;\n]+["'”’)\]]*\s*/gy;

@@ -4,10 +4,9 @@ import { leave, openMicrophone, wavOf } from "./microphone.js";
 
 const RATE = 24_000; // what the protocol wants
 const REMEMBERED_SECONDS = 90; // of what was sent, so that a turn can be cut out of it
-const BEFORE_MS = 300; // kept before the moment at which speech was noticed
 
 export class HandsFree {
-  // `on`: show(state, textKey), level(block), heard({token, answer, stopped}), ended(error or null)
+  // `on`: show(state, textKey), level(block), heard({token, answer, stopped, problem}), ended(error or null)
   constructor(bar, on) {
     this.on = on;
     this.live = bar.querySelector(".qa-live");
@@ -43,7 +42,7 @@ export class HandsFree {
     this.on.level(block);
     if (!this.ready) return;
     const samples = this.resampler.push(block);
-    this.sent.push(samples);
+    this.sent.push(samples, this.hearing);
     this.tell({ type: "input_audio_buffer.append", audio: base64(samples) });
   }
 
@@ -57,11 +56,22 @@ export class HandsFree {
     if (!this.closed && !this.turn?.writing && !this.hearing) this.on.show("listening", "talk.listening");
   }
 
-  finish(stopped) {
+  finish(stopped, problem = "") {
     const turn = this.turn;
     this.turn = null;
     this.live.hidden = true;
-    if (turn) turn.token.then((token) => this.on.heard({ token, answer: turn.answer, stopped }));
+    if (turn) turn.token.then((token) => this.on.heard({ token, answer: turn.answer, stopped, problem }));
+  }
+
+  hush() {
+    this.reader.hush();
+    this.settle();
+  }
+
+  // End, and leave nothing of what is being said.
+  forget() {
+    this.turn = null;
+    this.close();
   }
 
   close(error = null) {
@@ -87,6 +97,8 @@ const STEPS = {
       session: {
         type: "realtime",
         output_modalities: ["text"],
+        max_output_tokens: wishes.length,
+        ...(wishes.temperature === "" ? {} : { temperature: wishes.temperature }),
         ...(wishes.system ? { instructions: wishes.system } : {}),
         audio: {
           input: {
@@ -108,7 +120,7 @@ const STEPS = {
   },
   "input_audio_buffer.speech_stopped": (talk, event) => {
     talk.hearing = false;
-    const wav = wavOf([talk.sent.cut(talk.started - BEFORE_MS, event.audio_end_ms)], RATE);
+    const wav = wavOf([talk.sent.cut(talk.started, event.audio_end_ms)], RATE);
     talk.turn = { answer: "", writing: true, id: `${event.item_id}`, token: leave(wav).catch(() => null) };
     talk.on.show("thinking", "talk.thinking");
   },
@@ -125,10 +137,11 @@ const STEPS = {
     if (!turn) return;
     turn.writing = false;
     const whole = event.response.status === "completed" || event.response.status === "incomplete";
-    if (event.response.status === "failed") talk.on.show("problem", "talk.failed");
+    const failed = event.response.status === "failed";
     if (whole) talk.reader.follow({ turn: turn.id, text: turn.answer, done: true, voice: window.qwenAudio.voice });
-    talk.finish(!whole);
-    if (!talk.reader.busy) talk.settle();
+    talk.finish(!whole, failed ? event.response.status_details.error.message : "");
+    if (failed) talk.on.show("problem", "talk.failed");
+    else if (!talk.reader.busy) talk.settle();
   },
   error: (talk, event) => talk.close(new Error(event.error.message)),
 };
@@ -141,10 +154,11 @@ class Sent {
     this.count = 0;
   }
 
-  push(samples) {
+  // `keep`: somebody is speaking, however long; all of it will be wanted.
+  push(samples, keep) {
     this.blocks.push(samples);
     this.count += samples.length;
-    while (this.count - this.dropped > REMEMBERED_SECONDS * RATE) this.dropped += this.blocks.shift().length;
+    while (!keep && this.count - this.dropped > REMEMBERED_SECONDS * RATE) this.dropped += this.blocks.shift().length;
   }
 
   cut(startMs, endMs) {

@@ -30,7 +30,8 @@ class Talk {
     this.press.addEventListener("contextmenu", (event) => event.preventDefault());
     this.discard.addEventListener("click", () => this.finish(false));
     this.toggle.addEventListener("change", () => (this.toggle.checked ? this.listen() : this.rest()));
-    document.addEventListener("keydown", (event) => event.key === "Escape" && this.recording && this.finish(false));
+    document.addEventListener("keydown", (event) => event.key === "Escape" && this.silence());
+    addEventListener("qwen-emptied", () => this.again());
     addEventListener("pagehide", () => { this.finish(false); this.rest(); });
   }
 
@@ -130,6 +131,19 @@ class Talk {
         else this.show("idle", "talk.hint");
       },
     });
+  }
+
+  silence() {
+    if (this.recording) this.finish(false);
+    this.free?.hush();
+  }
+
+  // The conversation was emptied: hands-free talk forgets it, too.
+  again() {
+    if (!this.free) return;
+    this.free.forget();
+    this.toggle.checked = true;
+    this.listen();
   }
 
   rest() {
