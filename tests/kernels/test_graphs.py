@@ -3,16 +3,21 @@ again instead, its kernels in Triton's interpreter."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import copy
 import logging
+import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from qwen2_audio import load
+from qwen2_audio.gpu import abilities
 from qwen2_audio.kernels.capture import TRIALS, Replay
 from qwen2_audio.kernels.encoder_graphs import EncoderGraphs
 from qwen2_audio.kernels.graphs import CapturedStep, Graphs
@@ -23,6 +28,9 @@ from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from tests.tiny import VOCAB, sound, tiny_config, tiny_folder, tiny_model
 
 step_gpu = pytest.importorskip("qwen2_audio.kernels.step_gpu", reason="wants Triton")
+elementwise, int4, products = (
+    pytest.importorskip(f"qwen2_audio.gpu.{name}") for name in ("elementwise", "int4", "products")
+)
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of the interpreter: exponentials of minus infinity
     pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU test_gpu.py does this"),
@@ -121,6 +129,94 @@ def test_prompts_equal_the_plain_layers() -> None:
         assert caches[1].lengths == caches[0].lengths
     assert graphs.works and graphs.replayed > 3
     assert set(graphs._ways) == {("prompts", 0), ("prompt", 32), ("prompt", 64)}
+
+
+def test_prompts_without_logits_prove_nothing() -> None:
+    model = tiny_model(tiny_config(1), 1)
+    graphs = attached(model)
+    with torch.inference_mode():
+        for _ in range(TRIALS + 1):
+            cache = filled(model, [0], 60, 0)
+            model(torch.arange(6), [6], cache=cache, logits_at=torch.tensor([], dtype=torch.long))
+    assert graphs.works and not graphs._trials
+
+
+def test_captured_in_inference_mode_and_used_without_gradients() -> None:
+    model = tiny_model(tiny_config(1), 1)
+    graphs = attached(model)
+    quick = model.audio_tower.quick = EncoderGraphs(model.audio_tower, Again, CPU)
+    mel = torch.randn(model.config.audio.num_mel_bins, 52)
+    results = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            for _ in range(TRIALS + 2):
+                cache = filled(model, [3], 40, 0)
+                results.append((model(torch.tensor([5]), [1], cache=cache), model.audio_tower([mel], [50])))
+    for step, states in results[1:]:
+        torch.testing.assert_close(step, results[0][0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(states, results[0][1], atol=1e-4, rtol=1e-4)
+    assert graphs.works and graphs.replayed == TRIALS + 4 and quick.works and quick.replayed == TRIALS + 3
+
+
+def test_threads_with_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = step_gpu.Step.decode
+
+    def decode(*given: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.001)  # which lets another thread go on
+        out: torch.Tensor = turn(*given)
+        return out
+
+    monkeypatch.setattr(step_gpu.Step, "decode", decode)
+    model = tiny_model(tiny_config(1), 1)
+    graphs = attached(model)
+
+    def steps(seed: int) -> torch.Tensor:
+        cache = filled(model, [3 + seed], 60, seed)
+        with torch.inference_mode():
+            return torch.cat([model(torch.tensor([seed + n]), [1], cache=cache) for n in range(12)])
+
+    model.language_model.steps = None
+    expected = [steps(seed) for seed in range(4)]
+    model.language_model.steps = graphs
+    with ThreadPoolExecutor(4) as pool:
+        for got, alone in zip(pool.map(steps, range(4)), expected, strict=True):
+            torch.testing.assert_close(got, alone, atol=1e-4, rtol=1e-4)
+    assert graphs.works
+
+
+def test_kernels_are_launched_on_the_gpu_of_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every function that launches some enters it."""
+    given: list[torch.Tensor] = []
+
+    class Entered(contextlib.nullcontext[None]):
+        def __init__(self, tensor: torch.Tensor) -> None:
+            super().__init__()
+            given.append(tensor)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Entered)
+    x = torch.randn(2, 16)
+    elementwise.gated(x, x), elementwise.rotate(x[:, None], x, x)
+    assert given[0] is x and len(given) == 2
+    for module in (elementwise, step_gpu.kernels, int4, products):
+        tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
+        for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+            launches = any(isinstance(n, ast.Call) and isinstance(n.func, ast.Subscript) for n in ast.walk(function))
+            jitted = any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+            guarded = hasattr(getattr(module, function.name), "__wrapped__")
+            assert jitted or guarded or not launches or function.name == "_rotated", function.name
+
+
+def test_without_a_compiler_the_plain_layers_go_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(elementwise, "gated", fail)
+    assert not abilities.compiles.__wrapped__(CPU)
+    assert "Triton cannot compile here (Failed to find C compiler.)" in caplog.text
+    monkeypatch.undo()
+    assert abilities.compiles.__wrapped__(CPU)
 
 
 def test_rows_of_several_caches_and_other_rows_from_step_to_step() -> None:

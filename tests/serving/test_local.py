@@ -27,6 +27,7 @@ from qwen2_audio.errors import (
     ConversationError,
     UsageError,
 )
+from qwen2_audio.generation.engine import Engine
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.generation.request import Request
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
@@ -181,6 +182,19 @@ def test_an_adapter_shares_what_it_does_not_change(folder: Path, trained: Path, 
         batch.add(0, request)
         tokens.append([step.token for _ in range(20) for step in batch.step()])
     assert tokens[0] != tokens[1]
+
+
+@pytest.mark.parametrize("quantize", ["none", "auto"])
+def test_nothing_is_loaded_twice_where_nothing_is_rounded(folder: Path, trained: Path, quantize: str) -> None:
+    plan = EnginePlan(str(folder), "tiny", (("changed", str(trained)),), "cpu", dtype="float32", quantize=quantize)
+    base, changed = (dict(batch._engine.model.named_parameters()) for batch in load_batches(plan).values())
+    assert sum(changed[name] is parameter for name, parameter in base.items()) == len(base) - 1
+
+
+def test_the_cache_is_what_memory_has_room_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "room", lambda _: 500)
+    [batch] = load_batches(EnginePlan(str(folder), "tiny", (), "cpu")).values()
+    assert batch._scheduler.limits.budget_tokens == 500
 
 
 def test_requests_that_make_no_sense(live: Live) -> None:

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from qwen2_audio.checkpoints.rounded import RoundedLinear
 from qwen2_audio.errors import UsageError
-from qwen2_audio.gpu.abilities import has_triton
+from qwen2_audio.gpu.abilities import compiles
 from qwen2_audio.model.linear import Linear, groups
 
 _GROUP = 64
@@ -61,7 +61,7 @@ class Int4Weight:
         return (steps * scales.float()[..., None] + lows.float()[..., None]).flatten(1).to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not x.is_cuda or not has_triton():
+        if not x.is_cuda or not compiles(x.device):
             return linear(x, self.widened(x.dtype), self.bias)
         from qwen2_audio.gpu import int4 as kernels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -75,14 +76,17 @@ class Engine:
 
     def _budget(self) -> int:
         """Positions of the key-value cache that there is room for, rows that grow included."""
+        return min(max(BUDGET_TOKENS, self.model.config.text.max_position_embeddings), self.room())
+
+    def room(self) -> int:
+        """Positions of the key-value cache that fit into what is free on a GPU; elsewhere there is no such limit."""
         text, device = self.model.config.text, self.model.device
-        wanted = max(BUDGET_TOKENS, text.max_position_embeddings)
         if device.type != "cuda":
-            return wanted
+            return sys.maxsize
         free = torch.cuda.mem_get_info(device)[0]
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         position = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
-        return max(1, min(wanted, int(SHARE_OF_MEMORY * free) // position))
+        return max(1, int(SHARE_OF_MEMORY * free) // position)
 
     def _continue(self, request: Request, cache: KVCache, cancelled: Callable[[], bool]) -> Iterator[Step]:
         """A single answer behind what a cache holds."""

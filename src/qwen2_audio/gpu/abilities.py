@@ -1,25 +1,56 @@
-"""What the GPU and the libraries at hand can do. This imports no Triton."""
+"""What the GPU and the libraries at hand can do, and launching on the right one. Triton is imported where it is tried out."""
 
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+LOG = logging.getLogger("qwen2_audio.kernels")
 _HALF = (torch.bfloat16, torch.float16)
+_Launches = TypeVar("_Launches", bound=Callable[..., Any])
 
 
 @functools.cache
-def has_triton() -> bool:
-    """Whether kernels can be compiled: Triton comes with torch on Linux."""
-    return find_spec("triton") is not None
+def compiles(device: torch.device) -> bool:
+    """Whether kernels can be compiled for a GPU: that takes Triton, which comes with torch on Linux, a C compiler and Python's
+    headers. Tried out once; where it fails the log says why."""
+    if find_spec("triton") is None:
+        LOG.warning("the plain layers go on alone, more slowly: the package triton is not installed")
+        return False
+    try:
+        from qwen2_audio.gpu.elementwise import gated
+
+        gated(*torch.ones(2, 1, 16, dtype=torch.bfloat16, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler complains about
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        LOG.warning("the plain layers go on alone, more slowly: Triton cannot compile here (%s)", why)
+        return False
+    return True
 
 
 def runs_kernels(x: Tensor) -> bool:
     """Whether the kernels of one pass over memory are for x: on a GPU, in half precision."""
-    return x.is_cuda and x.dtype in _HALF and has_triton()
+    return x.is_cuda and x.dtype in _HALF and compiles(x.device)
+
+
+def on_its_gpu(launches: _Launches) -> _Launches:
+    """Lets a function launch kernels on the GPU of its first argument, a tensor or several: Triton takes the current GPU, which
+    may be another."""
+
+    @functools.wraps(launches)
+    def guarded(first: Tensor | tuple[Tensor, ...], *args: Any, **options: Any) -> Any:
+        with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
+            return launches(first, *args, **options)
+
+    return cast("_Launches", guarded)
 
 
 @functools.cache

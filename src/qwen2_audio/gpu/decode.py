@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwen2_audio.gpu.abilities import launch, starts_early
+from qwen2_audio.gpu.abilities import launch, on_its_gpu, starts_early
 
 _LEAST_DOT = 16
 """Rows of a matrix that tensor cores multiply."""
@@ -36,6 +36,7 @@ def _add_and_norm(x, more, weight, out, size, eps, MORE: tl.constexpr, SIZE: tl.
     tl.store(out + start + at, value.to(out.dtype.element_ty), mask=inside)
 
 
+@on_its_gpu
 def add_and_norm(x: Tensor, more: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     """`x += more; rms_norm(x) * weight`, of x and more [rows, size]; without `more`, x stays."""
     out = torch.empty_like(x)
@@ -56,6 +57,7 @@ def _gated(both, out, size, SIZE: tl.constexpr):
     tl.store(out + row * size + at, (gate / (1.0 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=inside)
 
 
+@on_its_gpu
 def gated(both: Tensor) -> Tensor:
     """`silu(gate) * up`, [rows, size], of both side by side [rows, 2 * size]."""
     size = both.shape[1] // 2
@@ -103,6 +105,7 @@ def _turn_and_store(
         tl.store(value + half, right, mask=is_value)
 
 
+@on_its_gpu
 def turn_and_store(
     qkv: Tensor,
     angles: tuple[Tensor, Tensor],
@@ -206,6 +209,7 @@ def _joined(sums, greatest, past, out, heads, SIZE: tl.constexpr, SPLITS: tl.con
         tl.store(out + whole * SIZE + d, mixed.to(out.dtype.element_ty))
 
 
+@on_its_gpu
 def attend(
     qkv: Tensor,
     angles: tuple[Tensor, Tensor],

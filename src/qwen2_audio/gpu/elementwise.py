@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qwen2_audio.gpu.abilities import on_its_gpu
+
 _HEADS = 16
 """That a program turns."""
 _NUMBERS = 1024
@@ -55,6 +57,7 @@ class _Rotation(torch.autograd.Function):
         return _rotated(gradients[0], cos, sin, -1.0), None, None
 
 
+@on_its_gpu
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See `language_model.rotate`; heads of x [tokens, heads, head_dim] lie behind each other."""
     return _Rotation.apply(x, cos.contiguous(), sin.contiguous())
@@ -106,6 +109,7 @@ class _Gating(torch.autograd.Function):
         return of_gate, of_up
 
 
+@on_its_gpu
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`, [tokens, size]."""
     return _Gating.apply(gate, up)

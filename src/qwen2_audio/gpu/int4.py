@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qwen2_audio.gpu.abilities import on_its_gpu
+
 
 @triton.jit
 def words_of(words, n, block, blocks, inside):
@@ -80,6 +82,7 @@ def _product_of_many(
 MOST_ROWS = 64
 
 
+@on_its_gpu
 def product_of_many(x: Tensor, weight: tuple[Tensor, Tensor, Tensor], bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias`, of x [up to 64 rows, in], contiguous; for `weight` see `products.product`."""
     outputs = len(weight[0])
@@ -107,6 +110,7 @@ def _widened(words, scales, lows, out, blocks, BLOCKS: tl.constexpr):
         tl.store(place + 64, (high * high_scale + high_least).to(out.dtype.element_ty), mask=inside[:, :, None])
 
 
+@on_its_gpu
 def widened(weight: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> Tensor:
     """The weights as they are multiplied, [outputs, in]."""
     outputs, size = weight[0].shape

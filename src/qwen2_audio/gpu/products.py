@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwen2_audio.gpu.abilities import launch, starts_early
+from qwen2_audio.gpu.abilities import launch, on_its_gpu, starts_early
 from qwen2_audio.gpu.int4 import pair, scaled, words_of
 
 
@@ -114,6 +114,7 @@ def _in_4_bits(
     finish(y, z, square, bias, out, n, known, NORM, BIAS, GATED, ADD)
 
 
+@on_its_gpu
 def product(
     x: Tensor,
     weight: Tensor | tuple[Tensor, Tensor, Tensor],

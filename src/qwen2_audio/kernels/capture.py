@@ -49,12 +49,12 @@ def cuda_capture(device: torch.device) -> Capture:
 
 
 def difference(found: Tensor, plain: Tensor) -> float | None:
-    """How many times more than it may what was found differs from what the plain layers gave; None: these gave no numbers."""
-    if not bool(plain.isfinite().all()):
+    """How many times more than it may what was found differs from what the plain layers gave; None: these gave no numbers, or
+    nothing."""
+    if not plain.numel() or not bool(plain.isfinite().all()):
         return None
     far = (found - plain).float().norm(dim=-1) / plain.float().norm(dim=-1)
-    worst = float(far.nan_to_num(torch.inf).max()) if far.numel() else 0.0
-    return worst / _TOLERANCE[plain.dtype]
+    return float(far.nan_to_num(torch.inf).max()) / _TOLERANCE[plain.dtype]
 
 
 def reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ is `AudioEncoder.forward`.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class EncoderGraphs:
         """Args: device: of the encoder and of the work that fits."""
         self._layers, self._pooled, self._capture, self._device = encoder.layers, encoder.layer_norm, capture, device
         self._norm = encoder.layer_norm.weight.detach()  # held, so that nothing else comes to lie at its address
+        self._lock = threading.Lock()  # what was captured reads and writes the same tensors, whoever calls
         self._graphs: dict[int, _Graph] = {}
         self._uses: Counter[int] = Counter()
         self.works = True
@@ -54,6 +56,10 @@ class EncoderGraphs:
         """See `FastLayers`."""
         if not self._fits(x, lengths):
             return None
+        with self._lock:
+            return self._states(x, lengths)
+
+    def _states(self, x: Tensor, lengths: Sequence[int]) -> Tensor | None:
         size = next(size for size in _SIZES if size >= len(x))
         self._uses[size] += 1
         if self._uses[size] < _LEAST_USES:
@@ -97,9 +103,10 @@ class EncoderGraphs:
         return states
 
     def _captured(self, size: int, x: Tensor) -> _Graph | None:
-        x = x.new_zeros(size, x.shape[1])
-        packing = Packing(torch.tensor([0, size, size], dtype=torch.int32, device=x.device), size)
-        states = x.new_full((size // 2, x.shape[1]), torch.nan)
+        with torch.inference_mode(False):  # tensors that are written to in either mode
+            x = x.new_zeros(size, x.shape[1])
+            packing = Packing(torch.tensor([0, size, size], dtype=torch.int32, device=x.device), size)
+            states = x.new_full((size // 2, x.shape[1]), torch.nan)
         try:
             captured = self._capture(lambda: states.copy_(self._run(x, packing)))
         except torch.OutOfMemoryError:  # perhaps there is more another time

@@ -7,6 +7,7 @@ something fails, the plain layers go on alone.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from qwen2_audio.gpu.abilities import attends_packed, has_triton
+from qwen2_audio.gpu.abilities import attends_packed, compiles
 from qwen2_audio.kernels.capture import LOG, TRIALS, Capture, cuda_capture, difference, reason
 from qwen2_audio.model.kv_cache import Cache
 from qwen2_audio.model.language_model import LanguageModel
@@ -52,6 +53,7 @@ class Graphs:
         self._decoder, self._head = model.model, model.lm_head  # not the model itself: it holds this
         self._step, self._capture, self._device = step, capture, device
         self._norm = model.model.norm.weight.detach()  # held, so that nothing else comes to lie at its address
+        self._lock = threading.Lock()  # what was captured reads and writes the same tensors, whoever calls
         self._ways: dict[Kind, _Way] = {}
         self._uses: Counter[Kind] = Counter()
         self._trials: Counter[Kind] = Counter()
@@ -74,6 +76,10 @@ class Graphs:
 
     def __call__(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
         """See `LanguageModel.forward`."""
+        with self._lock:
+            return self._run(embeddings, lengths, cache, logits_at)
+
+    def _run(self, embeddings: Tensor, lengths: Sequence[int], cache: Cache, logits_at: Tensor | None) -> Tensor:
         cache.reserve(lengths)
         kind = self._kind(lengths, logits_at)
         way = self._ways.get(kind) or self._prepared(kind, embeddings)
@@ -135,9 +141,9 @@ class Graphs:
         if what == "prompts":
             way: _Way = Prompted(self._step)
         else:
-            x = embeddings.new_zeros(size, embeddings.shape[1])
             try:
-                with torch.inference_mode():
+                with torch.inference_mode(False), torch.no_grad():  # tensors that are written to in either mode
+                    x = embeddings.new_zeros(size, embeddings.shape[1])
                     captured = CapturedStep if what == "step" else CapturedPrompt
                     way = captured(self._step, self._capture, x, self._decoder.config.vocab_size)
             except torch.OutOfMemoryError:  # perhaps there is more another time
@@ -242,8 +248,7 @@ def attach_graphs(model: LanguageModel) -> None:
     device, size = model.model.norm.weight.device, model.model.config.head_dim
     if device.type != "cuda" or size & (size - 1) or size < 16:
         return
-    if not has_triton():
-        LOG.warning("answers come more slowly, because the package triton is not installed")
+    if not compiles(device):
         return
     from qwen2_audio.kernels.step_gpu import Step
 

@@ -71,7 +71,7 @@ def load_batches(plan: EnginePlan) -> dict[str, ContinuousBatch]:
     for name, path in plan.adapters:
         network = _adapted(assistant.model, plan, path)
         engines[name] = Engine(network, assistant.engine.tokenizer, assistant.engine.end_ids)
-    budget = max(plan.cache_tokens // len(engines), 1)
+    budget = max(min(plan.cache_tokens, assistant.engine.room()) // len(engines), 1)
     limits = Limits(plan.max_running, budget, retained_tokens=budget // 4)
     return {name: ContinuousBatch(engine, limits) for name, engine in engines.items()}
 
@@ -80,9 +80,11 @@ def _adapted(model: Qwen2Audio, plan: EnginePlan, path: str) -> Qwen2Audio:
     """A network with an adapter merged into it, which shares what the adapter does not change with `model`."""
     from qwen2_audio.api import load
     from qwen2_audio.checkpoints.merge import merged_copy
+    from qwen2_audio.checkpoints.quantize import is_int8
+    from qwen2_audio.checkpoints.quantize_gpu import is_rounded
     from qwen2_audio.kernels.steps import lay_out
 
-    if plan.quantize != "none":  # rounded weights cannot be corrected any more: from the file again
+    if is_int8(model) or is_rounded(model):  # rounded weights cannot be corrected any more: from the file again
         folder = Path(plan.folder)
         return load(folder, adapter=path, device=plan.device, dtype=plan.dtype, quantize=plan.quantize).model
     network = merged_copy(model, Path(path))

@@ -101,7 +101,8 @@ class Settings(BaseSettings):
     )
     cache_tokens: Count = Field(
         32_768,
-        description="Tokens of prompts and answers that its key-value caches (the model's, each adapter's) have room for.",
+        description="Tokens of prompts and answers that its key-value caches (the model's, each adapter's) have room for; "
+        "fewer where a GPU has no memory for them.",
     )
     max_connections: Count = Field(1024, description="Open connections; more get 503.")
 
