@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from qwen2_audio.errors import UsageError
-from qwen2_audio.evaluation.prepare import prepare
+from qwen2_audio.evaluation.prepare import librispeech, prepare
 from qwen2_audio.evaluation.task import load_samples
 from qwen2_audio.evaluation.tasks import FAMILIES, find_task
 from tests.tiny import sound
@@ -33,12 +33,15 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_librispeech(tmp_path: Path) -> None:
+def test_librispeech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chapter = tmp_path / "LibriSpeech" / "test-clean" / "1089" / "134686"
     write(chapter / "1089-134686.trans.txt", "1089-134686-0000 HE HOPED\n1089-134686-0001 STUFF IT\n")
     record(chapter / "1089-134686-0000.flac", 0.5)
     record(chapter / "1089-134686-0001.flac", 0.75)
     said: list[str] = []
+    with pytest.raises(UsageError, match=r"test-clean holds 2 utterances of 2620; unpack test-clean\.tar\.gz again"):
+        prepare("librispeech", tmp_path)
+    monkeypatch.setitem(librispeech._ROWS, "test-clean", 2)
     file = prepare("librispeech", tmp_path, say=said.append)
     assert file == tmp_path / "librispeech.jsonl"
     first, second = rows_of(file)
@@ -59,7 +62,8 @@ def test_librispeech(tmp_path: Path) -> None:
     assert all(Path(sample.audio[0]).is_file() for sample in samples)
 
 
-def test_another_place_gets_whole_paths(tmp_path: Path) -> None:
+def test_another_place_gets_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(librispeech._ROWS, "dev-other", 1)
     chapter = tmp_path / "LibriSpeech" / "dev-other" / "1" / "2"
     write(chapter / "1-2.trans.txt", "1-2-0 A\n")
     record(chapter / "1-2-0.flac")
@@ -67,7 +71,8 @@ def test_another_place_gets_whole_paths(tmp_path: Path) -> None:
     assert rows_of(file)[0]["audio"] == str((chapter / "1-2-0.flac").resolve())
 
 
-def test_missing_recordings_are_counted_and_the_first_named(tmp_path: Path) -> None:
+def test_missing_recordings_are_counted_and_the_first_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(librispeech._ROWS, "test-other", 3)
     chapter = tmp_path / "test-other" / "1" / "2"
     write(chapter / "1-2.trans.txt", "1-2-0 A\n1-2-1 B\n1-2-2 C\n")
     record(chapter / "1-2-1.flac")
@@ -154,7 +159,8 @@ def test_aishell2(tmp_path: Path) -> None:
 def test_covost2(tmp_path: Path) -> None:
     write(
         tmp_path / "en" / "covost_v2.en_zh-CN.tsv",
-        "path\ttranslation\tsplit\na.mp3\t早上好。\ttest\nb.mp3\t不\ttrain\nc.mp3\t再见\ttest_covost\n",
+        "path\ttranslation\tsplit\na.mp3\t早上好。\ttest\nb.mp3\t不\ttrain\nc.mp3\t再见\ttest\n"
+        "x.mp3\t好\ttest_covost\ny.mp3\t好\ttest_dup\ngone.mp3\t没\ttest\n",
     )
     write(
         tmp_path / "zh-CN" / "covost_v2.zh-CN_en.test.tsv",
@@ -162,7 +168,12 @@ def test_covost2(tmp_path: Path) -> None:
     )
     for clip in ("en/clips/a.mp3", "en/clips/c.mp3", "zh-CN/clips/d.mp3"):
         record(tmp_path / clip)
-    first, second, third = rows_of(prepare("covost2", tmp_path))
+    with pytest.raises(UsageError, match=r"1 of 4 recordings of CoVoST2 are missing, the first is .*gone\.mp3"):
+        prepare("covost2", tmp_path)
+    write(tmp_path / "en" / "validated.tsv", "client_id\tpath\tsentence\n1\ta.mp3\tGood.\n2\tc.mp3\tBye\n")
+    said: list[str] = []
+    first, second, third = rows_of(prepare("covost2", tmp_path, say=said.append))
+    assert f"left out: there is no {tmp_path / 'en' / 'clips' / 'gone.mp3'}" in said
     assert (first["gt"], second["gt"], third["gt"]) == ("早上好。", "再见", "Good.")
     assert first["prompt"] == "Detect the language and translate the speech into Mandarin: <|en|>"
     assert (first["source"], first["language"], third["source"]) == ("covost_en_zh_test", "en", "covost_zh_en_test")
@@ -268,3 +279,8 @@ def test_voicebench(tmp_path: Path) -> None:
     (row,) = rows_of(prepare("voicebench", tmp_path))
     assert (row["prompt"], row["gt"], row["source"]) == ("", "B", "voicebench_openbookqa")
     assert (tmp_path / row["audio"]).read_bytes() == data and row["duration"] == 0.5
+    (tmp_path / "sd-qa").mkdir()
+    for region in ("aus", "usa"):  # of eleven that ask the same
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "sd-qa" / f"{region}-00000-of-00001.parquet")
+    spoken, _ = rows_of(prepare("voicebench", tmp_path))
+    assert spoken["id"] == "sd-qa-usa-00000-of-00001-0"

@@ -321,6 +321,9 @@ def test_what_cannot_be_scored_is_not_asked(tmp_path: Path, run: Callable[..., l
         run(rows, task=own_task(rows, "string_match"))
     with pytest.raises(UsageError, match="rows needs a judge; give --judge-url or --judge-replies"):
         run(rows, task=own_task(rows, "judge"))
+    (tmp_path / "bare.jsonl").write_text('{"id": "q1", "audio": "a.wav", "prompt": "", "gt": ""}')
+    with pytest.raises(UsageError, match="'q1' has neither a question nor a reference to judge by"):
+        run(rows, task=own_task(tmp_path / "bare.jsonl", "judge"), judge=Judge("m"))
     task = own_task(rows, "wer", language="en")
     with pytest.raises(UsageError, match="the task 'rows' is given twice"):
         run(rows, tasks=(task, task))

@@ -241,6 +241,8 @@ def test_bleu_of_the_parts_is_that_of_the_whole() -> None:
         ("covost2_zh_en_test", None, "13a", "13a"),
         ("all", None, "13a", "13a"),
         ("all", "zh-CN", "zh", "zh"),
+        ("all", "cmn", "zh", "zh"),
+        ("all", "jpn", "ja-mecab", "ja-mecab"),
         ("covost2_en_zh_test", "de", "13a", "13a"),
     ],
 )
@@ -265,6 +267,7 @@ def test_chinese_by_the_wrong_tokenizer_is_worth_nothing() -> None:
         ("wer", {"profile": "Official"}, "unknown profile 'Official'; did you mean 'official'"),
         ("wer", {}, "needs to know the language, and the sample '1' names none"),
         ("wer", {"language": "english"}, "ISO code such as en, zh, yue or fr; got 'english'"),
+        ("bleu", {"language": "Chinese"}, "ISO code such as en, zh, yue or fr; got 'Chinese'"),
         ("string_match", {}, "the sample '1' needs its choices"),
         ("choice", {}, "needs its choices"),
     ],

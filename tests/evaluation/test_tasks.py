@@ -197,3 +197,5 @@ def test_no_row_is_asked_without_its_recording(tmp_path: Path, key: str) -> None
     file.write_text(json.dumps({key: "a.wav", "gt": "x"}))
     with pytest.raises(UsageError, match=f"row 1 names its recording under '{key}'"):
         read_samples(file)
+    file.write_text(json.dumps({"audio": "a.wav", key: "elsewhere.wav", "gt": "x"}))  # one of the keys that are ignored
+    assert len(read_samples(file)) == 1

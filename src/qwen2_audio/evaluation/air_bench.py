@@ -91,6 +91,20 @@ def score_by_judge(
     ]
 
 
+def rehearse_judge(samples: Sequence[Sample]) -> None:
+    """Ask nobody, but put all questions together, with the references as answers.
+
+    Raises:
+        UsageError: a sample without what the judge must be told.
+    """
+    for sample in samples:
+        answer = Answer(sample, sample.gt)
+        if sample.more.get("task_name") in _STRATA:
+            _compared(answer, ORDERS[0])
+        else:
+            _alone(answer)
+
+
 def score_air_bench(
     answers: Sequence[Answer], judge: Judge, *, profile: str = "official", progress: Progress | None = None
 ) -> list[Score]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen2_audio.errors import UsageError
 from qwen2_audio.evaluation.bootstrap import BLEU_COUNTS
+from qwen2_audio.evaluation.normalizers.transcript import primary_language
 from qwen2_audio.evaluation.samples import Answer
 from qwen2_audio.evaluation.scores import Part, Score
 
@@ -58,7 +59,9 @@ def bleu_tokenizer(source: str, profile: str, language: str | None) -> str:
     """
     names = source.split("_")
     target = language or (names[-2] if len(names) > 1 else "")
-    if profile == "clean" or language:
+    if language:
+        target = primary_language(language)
+    elif profile == "clean":
         target = re.split("[-_]", target.lower())[0]
     return _TOKENIZERS.get(target, _DEFAULT)
 

@@ -24,11 +24,14 @@ def rehearse(tasks: Sequence[Task], samples: Mapping[str, Sequence[Sample]], pro
     Raises:
         UsageError: an unknown profile, a missing library, samples without what the metric needs.
     """
+    from qwen2_audio.evaluation.air_bench import rehearse_judge
     from qwen2_audio.evaluation.profiles import PROFILES, check_known
 
     check_known("profile", profile, PROFILES)
     for task in tasks:
-        if task.metric != "judge":
+        if task.metric == "judge":
+            rehearse_judge(samples[task.name])
+        else:
             for answers in _parts([Answer(sample, sample.gt) for sample in samples[task.name]], task):
                 _score(answers, task, profile)
 

@@ -136,7 +136,7 @@ def read_samples(path: Path, *, chat: bool = False, keep: Mapping[str, Sequence[
             continue
         sample = Answer.from_json(whole, number).sample
         strange = [key for key in _NOT_AUDIO if key in known]
-        if strange:
+        if strange and not sample.audio:
             raise UsageError(f"{path}, row {number} names its recording under {strange[0]!r}; name it under 'audio'")
         audio = tuple(a if "://" in a or a.startswith("data:") else str(path.parent / a) for a in sample.audio)
         samples.append(replace(sample, audio=audio))  # an absolute path stays one

@@ -13,7 +13,7 @@ from qwen2_audio.evaluation.normalizers.whisper import basic, english
 
 BY_CHARACTER = ("zh", "yue")
 """Languages whose error rates count characters."""
-_SAME_LANGUAGE = {"cmn": "zh", "zho": "zh", "chi": "zh", "eng": "en"}
+_SAME_LANGUAGE = {"cmn": "zh", "zho": "zh", "chi": "zh", "eng": "en", "jpn": "ja"}
 
 _STEPS: dict[str, dict[str, tuple[Callable[[str], str], ...]]] = {
     "official": {"en": (english, basic), "zh": (chinese,), "yue": (simplified, basic)},

@@ -38,6 +38,9 @@ _READERS: dict[str, Callable[[Path, Absent], Iterator[Row]]] = {
     "voicebench": voicebench.read,
 }
 
+_NAMED = 4
+"""Missing files that a message names."""
+
 
 def prepare(name: str, folder: Path, out: Path | None = None, say: Callable[[str], None] = lambda _text: None) -> Path:
     """Write a data set's rows: `id, audio, prompt, gt, source, language, speaker, duration` and what else the task knows.
@@ -77,7 +80,7 @@ def prepare(name: str, folder: Path, out: Path | None = None, say: Callable[[str
 def _check(rows: list[Row], family: Family, absent: list[Path]) -> None:
     """Raise `UsageError` when there is nothing, or a recording is not there: scores of fewer rows would not compare."""
     if not rows:
-        named = f"there is no {' and no '.join(map(str, absent))}" if absent else "its lists are empty"
+        named = f"there is no {' and no '.join(map(str, absent[:_NAMED]))}" if absent else "its lists are empty"
         raise UsageError(f"nothing of {family.title} was found: {named}; {family.advice()}")
     missing = missing_among(rows)
     if missing:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from qwen2_audio.evaluation.prepare.rows import Absent, Row, read_table
 from qwen2_audio.evaluation.tasks.covost2 import DIRECTIONS, prompt_of, source_of
 
 _LOCALES = {"zh": "zh-CN"}
-_TEST = ("test", "test_covost")
-"""The values of column `split` that make up the test set."""
 
 
 def read(folder: Path, absent: Absent) -> Iterator[Row]:
@@ -22,15 +20,26 @@ def read(folder: Path, absent: Absent) -> Iterator[Row]:
         if not whole.is_file() and not test.is_file():
             absent(whole)
             continue
-        yield from _rows(test if test.is_file() else whole, direction, all_of_it=test.is_file())
+        yield from _rows(test if test.is_file() else whole, direction, absent, all_of_it=test.is_file())
 
 
-def _rows(table: Path, direction: str, *, all_of_it: bool) -> Iterator[Row]:
+def _validated(table: Path) -> Collection[str] | None:
+    """Clips that a release of Common Voice still has, as its own list says, by which the data set's own script goes, too."""
+    return {line["path"] for line in read_table(table, ("path",), delimiter="\t")} if table.is_file() else None
+
+
+def _rows(table: Path, direction: str, absent: Absent, *, all_of_it: bool) -> Iterator[Row]:
     columns = ("path", "translation", *(() if all_of_it else ("split",)))
+    clips = _validated(table.parent / "validated.tsv")
     for line in read_table(table, columns, delimiter="\t"):
-        if not all_of_it and line["split"] not in _TEST:
+        if (
+            not all_of_it and line["split"] != "test"
+        ):  # test_covost and the like are not of the second version's test set
             continue
         audio = table.parent / "clips" / line["path"]
+        if clips is not None and line["path"] not in clips:
+            absent(audio)
+            continue
         yield Row(
             id=f"{direction}-{audio.stem}",
             audio=audio,

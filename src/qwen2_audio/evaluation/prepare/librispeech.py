@@ -9,6 +9,8 @@ from qwen2_audio.errors import UsageError
 from qwen2_audio.evaluation.prepare.rows import Absent, Row, below, read_text
 from qwen2_audio.evaluation.tasks.librispeech import PROMPT, SPLITS, source_of
 
+_ROWS = {"dev-clean": 2703, "dev-other": 2864, "test-clean": 2620, "test-other": 2939}
+
 
 def read(folder: Path, absent: Absent) -> Iterator[Row]:
     """Rows of the splits that are there; names those that are not."""
@@ -17,8 +19,16 @@ def read(folder: Path, absent: Absent) -> Iterator[Row]:
         if not (root / split).is_dir():
             absent(root / split)
             continue
-        for transcript in sorted((root / split).glob("*/*/*.trans.txt")):
-            yield from _chapter(transcript, source_of(split))
+        rows = [
+            row
+            for transcript in sorted((root / split).glob("*/*/*.trans.txt"))
+            for row in _chapter(transcript, source_of(split))
+        ]
+        if len(rows) != _ROWS[split]:
+            raise UsageError(
+                f"{root / split} holds {len(rows)} utterances of {_ROWS[split]}; unpack {split}.tar.gz again, or move it away"
+            )
+        yield from rows
 
 
 def _chapter(transcript: Path, source: str) -> Iterator[Row]:

@@ -10,6 +10,8 @@ from qwen2_audio.errors import UsageError
 from qwen2_audio.evaluation.prepare.rows import Absent, Row
 from qwen2_audio.evaluation.tasks.voicebench import CHOICES, OPEN, source_of
 
+_PARTS = {"sd-qa": "usa-*.parquet"}
+"""Of subsets that ask the same questions in the accents of several regions: the one that the benchmark is reported of."""
 _REFERENCES = ("reference", "output")
 """Columns that hold the reference; which of them there is differs by subset."""
 
@@ -21,9 +23,10 @@ def read(folder: Path, absent: Absent) -> Iterator[Row]:
         UsageError: pyarrow is not installed, a file has no recordings or no references, or they cannot be written beside it.
     """
     for subset in (*OPEN, *CHOICES):
-        files = sorted((folder / subset).glob("*.parquet"))
+        pattern = _PARTS.get(subset, "*.parquet")
+        files = sorted((folder / subset).glob(pattern))
         if not files:
-            absent(folder / subset / "*.parquet")
+            absent(folder / subset / pattern)
         for file in files:
             yield from _rows(file, subset)
 

@@ -7,11 +7,11 @@ FAMILY = Family(
     title="CoVoST2",
     download=(
         "covost_v2.SOURCE_TARGET.tsv.tar.gz from https://github.com/facebookresearch/covost and the clips of Common Voice "
-        "(corpus 4, or a later one that holds the same clips) from https://commonvoice.mozilla.org/datasets"
+        "(corpus 4; or a later one, 13 in the published rows, with its validated.tsv, without which nothing is left out) from https://commonvoice.mozilla.org/datasets"
     ),
     layout=(
         "LOCALE/covost_v2.SOURCE_TARGET.tsv or LOCALE/covost_v2.SOURCE_TARGET.test.tsv\n"
-        "LOCALE/clips/NAME.mp3 (LOCALE is that of the speech: en, de, es, fr, it, zh-CN)"
+        "LOCALE/validated.tsv and LOCALE/clips/NAME.mp3 (LOCALE is that of the speech: en, de, es, fr, it, zh-CN)"
     ),
 )
 DIRECTIONS = ("en-de", "de-en", "en-zh", "zh-en", "es-en", "fr-en", "it-en")

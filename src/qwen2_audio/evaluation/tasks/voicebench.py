@@ -1,7 +1,7 @@
 """VoiceBench: spoken requests, answered in a voice chat; the open parts are judged, the choices are matched.
 
-Open answers are marked from 1 to 5 as in the benchmark, but in our words and by whatever judge is given: near its marks, not
-the same. Its choices (MMSU, OpenBookQA) are read by our own rule.
+Open answers are marked from 1 to 5 (the benchmark marks sd-qa by yes or no), in our words and by whatever judge is given; its
+choices (MMSU, OpenBookQA) are read by AIR-Bench's rule. So these numbers stand beside each other, not beside its leaderboard's.
 """
 
 from qwen2_audio.evaluation.task import Family, Task
@@ -9,10 +9,10 @@ from qwen2_audio.evaluation.task import Family, Task
 FAMILY = Family(
     name="voicebench",
     title="VoiceBench",
-    download="the folders alpacaeval, commoneval, sd-qa, mmsu and openbookqa from https://huggingface.co/datasets/hlt-lab/voicebench",
+    download="the folders alpacaeval, alpacaeval_full, commoneval, sd-qa, mmsu and openbookqa from https://huggingface.co/datasets/hlt-lab/voicebench",
     layout="SUBSET/SPLIT-NUMBER.parquet",
 )
-OPEN = ("alpacaeval", "commoneval", "sd-qa")
+OPEN = ("alpacaeval", "alpacaeval_full", "commoneval", "sd-qa")
 CHOICES = ("mmsu", "openbookqa")
 
 
