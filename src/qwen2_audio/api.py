@@ -33,6 +33,7 @@ from qwen2_audio.processing.conversation import (
     TextPart,
     as_audio,
     as_conversation,
+    is_wave,
     user_parts,
 )
 from qwen2_audio.processing.processor import Processor, Prompt, load_processor
@@ -204,7 +205,7 @@ class Assistant:
         """
         prepared = []
         for audios, instruction in prompts:
-            many: Sequence[Any] = audios if isinstance(audios, list) else [audios]
+            many: Sequence[Any] = audios if isinstance(audios, list | tuple) and not is_wave(audios) else [audios]
             prepared.append(self.processor.prepare_base(many, instruction))
         return answer_all(self.engine, [self._request(prompt, options) for prompt in prepared])
 
@@ -285,7 +286,7 @@ class Session:
         end = tokenizer.id_of(IM_END)
         if said and said[-1] in self._assistant.engine.end_ids:
             said.pop()
-        if tokenizer.decode(said, skip_special=True) != reply.text:  # cut by a stop string
+        if tokenizer.decode(said) != reply.text:  # cut by a stop string, or with control tokens that it does not show
             said = tokenizer.encode(reply.text)
         whole = prompt + said
         held = self.cache.lengths[0]

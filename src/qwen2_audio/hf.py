@@ -127,7 +127,7 @@ class Qwen2AudioProcessor:
         used = 0
         for prompt in texts:
             count = prompt.count("<|AUDIO|>")
-            prompt, parts = _split_windows(prompt, waves[used : used + count])
+            prompt, parts = _split_windows(prompt, waves[used : used + count], used)
             used += count
             here = [self._processor.clip(wave) for wave in parts]
             rows.append(self._processor.encode(prompt, here))
@@ -286,13 +286,15 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
         Raises:
             UsageError: the prompt alone is longer than `max_length`, or an option would be ignored."""
         options = self._assistant.defaults
-        if do_sample is False:
-            if any(given is not None for given in (temperature, top_k, top_p, min_p, seed)):
-                raise UsageError(
-                    "do_sample=False would ignore temperature, top_k, top_p, min_p and seed; leave them out"
-                )
+        drawn = options.temperature > 0 if do_sample is None else do_sample
+        if not drawn and any(given is not None for given in (temperature, top_k, top_p, min_p, seed)):
+            greedy = (
+                "do_sample=False" if do_sample is False else "this checkpoint, which is greedy without do_sample=True,"
+            )
+            raise UsageError(f"{greedy} would ignore temperature, top_k, top_p, min_p and seed; leave them out")
+        if not drawn:
             options = replace(options, temperature=0.0)
-        elif do_sample and options.temperature == 0:
+        elif options.temperature == 0:
             options = replace(options, temperature=1.0, top_k=50)
         options = options.override(
             max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k,
@@ -350,28 +352,37 @@ def _limited(options: GenerationOptions, row: _Row, max_length: int | None, max_
     return replace(options, max_new_tokens=max_length - prompt)
 
 
+def _as_array(audio: Any) -> Any:
+    return audio.detach().cpu().float().numpy() if isinstance(audio, torch.Tensor) else audio
+
+
 def _as_waves(audio: Any) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     if audio is None:
         return []
-    audio = audio.numpy() if isinstance(audio, torch.Tensor) else audio
+    audio = _as_array(audio)
     pair = isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[1], int | np.integer)  # (samples, rate)
     single = pair or isinstance(audio, str | os.PathLike | bytes) or hasattr(audio, "read")
     single = single or (isinstance(audio, np.ndarray) and audio.ndim == 1)
     out = []
     for item in [audio] if single else audio:
-        if isinstance(item, torch.Tensor):
-            item = item.numpy()
+        item = _as_array(item)
         if isinstance(item, list):
-            item = np.asarray(item, dtype=np.float32)
+            try:
+                item = np.asarray(item, dtype=np.float32)
+            except (ValueError, TypeError) as error:
+                raise AudioError(
+                    f"recordings are one flat list, in the order of their places in the texts; got a list in it ({error})"
+                ) from error
         if isinstance(item, np.ndarray) and item.ndim != 1:
             raise AudioError(f"a recording must have one channel, [samples], got shape {list(item.shape)}")
         out.append(load_audio((item, SAMPLE_RATE) if isinstance(item, np.ndarray) else item))
     return out
 
 
-def _split_windows(prompt: str, waves: Sequence[Any]) -> tuple[str, list[Any]]:
-    """Give each window of a recording over 30 s its own placeholder; numbered parts are counted anew."""
-    parts = [windows(wave, f"recording {i + 1}") for i, wave in enumerate(waves)]
+def _split_windows(prompt: str, waves: Sequence[Any], before: int) -> tuple[str, list[Any]]:
+    """Give each window of a recording over 30 s its own placeholder; numbered parts are counted anew. `before`: recordings of
+    other prompts."""
+    parts = [windows(wave, f"recording {number}") for number, wave in enumerate(waves, before + 1)]
     if all(len(part) == 1 for part in parts):
         return prompt, [part[0] for part in parts]
     waiting, number = iter(parts), 0

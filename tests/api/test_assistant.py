@@ -135,6 +135,28 @@ def test_session_goes_on_as_if_the_history_were_fresh(assistant: Assistant, endi
     assert rendered == prompt.text
 
 
+def test_a_session_holds_what_its_conversation_shows(assistant: Assistant) -> None:
+    """Also where an answer went on over an end: no turn that nobody spoke follows from it."""
+    tokenizer, end = assistant.processor.tokenizer, assistant.processor.tokenizer.id_of("<|im_end|>")
+    bias = {end: 100.0}
+    chat = assistant.session(system="the cat")
+    first = chat.send("hello", temperature=0.0, max_new_tokens=4, ignore_eos=True, logit_bias=bias)
+    assert end in first.tokens[:-1]
+    second = chat.send("the dog", **GREEDY)
+    prompt = assistant.processor.prepare(Conversation(chat.conversation.messages[:-1]))
+    assert tokenizer.decode((chat._cached + chat._pending)[: second.prompt_tokens]) == prompt.text
+
+
+def test_tuples_of_several_are_no_wave(assistant: Assistant, tmp_path: Path) -> None:
+    file = tmp_path / "a.wav"
+    soundfile.write(file, sound(0.4), 16_000)
+    path = str(file)
+    expected = assistant.chat([path, TextPart("What?")], **GREEDY).tokens
+    assert assistant.chat((path, TextPart("What?")), **GREEDY).tokens == expected
+    both = assistant.complete([path, path], "hello", **GREEDY).tokens
+    assert assistant.complete((path, path), "hello", **GREEDY).tokens == both
+
+
 def test_reset(assistant: Assistant) -> None:
     chat = assistant.session()
     first = chat.send("hello", **GREEDY)

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from qwen2_audio.errors import AudioWarning, ConversationError, UsageError
+from qwen2_audio.errors import AudioError, AudioWarning, ConversationError, UsageError
 from qwen2_audio.hf import AutoProcessor, Qwen2AudioForConditionalGeneration
 from tests.tiny import sound, tiny_folder
 
@@ -151,11 +151,32 @@ def test_nothing_is_ignored(processor: AutoProcessor, model: Qwen2AudioForCondit
     for ignored in ({"temperature": 0.7}, {"top_k": 5}, {"seed": 1}):
         with pytest.raises(UsageError, match="do_sample=False would ignore"):
             model.generate(**processor(text=prompt, audios=[wave]), do_sample=False, **ignored)
+    for nested in ([[wave, wave[:9000]], [wave]], [["a.wav"]]):
+        with pytest.raises(AudioError, match="recordings are one flat list"):
+            processor(text=prompt, audios=nested)
     with pytest.raises(UsageError, match="clean_up"):
         processor.batch_decode([[1]], clean_up_tokenization_spaces=True)
     with pytest.raises(ConversationError, match="do not fit"):
         inputs = processor(text=prompt, audios=[wave])
         model(inputs.input_ids, inputs.attention_mask)
+
+
+def test_a_greedy_checkpoint_ignores_nothing(tmp_path: Path, processor: AutoProcessor) -> None:
+    folder = tiny_folder(tmp_path / "greedy")
+    (folder / "generation_config.json").write_text('{"do_sample": false}')
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(str(folder))
+    inputs = processor(text="hello")
+    for ignored in ({"temperature": 0.7}, {"top_p": 0.9}, {"seed": 1}):
+        with pytest.raises(UsageError, match="greedy without do_sample=True, would ignore"):
+            model.generate(**inputs, max_new_tokens=4, **ignored)
+        model.generate(**inputs, max_new_tokens=4, do_sample=True, **ignored)
+
+
+def test_tensors_of_any_kind_are_heard(processor: AutoProcessor) -> None:
+    prompt, wave = "<|audio_bos|><|AUDIO|><|audio_eos|>hello", torch.from_numpy(sound(1.0))
+    expected = processor(text=prompt, audios=[wave]).input_features
+    learnt = processor(text=prompt, audios=[wave.double().requires_grad_()]).input_features
+    torch.testing.assert_close(learnt, expected)
 
 
 def test_gradients_flow(folder: Path, processor: AutoProcessor) -> None:

@@ -310,5 +310,8 @@ def test_defaults_of_a_checkpoint() -> None:
 
 def test_what_a_checkpoint_asks_for_in_vain_is_said() -> None:
     GenerationDefaults.from_hf({"num_beams": 1, "no_repeat_ngram_size": 0, "transformers_version": "5.0"}, [9])
+    for key, value in (("top_h", 0.4), ("exponential_decay_length_penalty", [20, 1.5]), ("num_return_sequences", 2)):
+        with pytest.warns(UserWarning, match=f"{key}=.* is not supported"):
+            GenerationDefaults.from_hf({key: value}, [9])
     with pytest.warns(UserWarning, match=r"num_beams=5 in generation_config\.json is not supported"):
         GenerationDefaults.from_hf({"num_beams": 5}, [9])

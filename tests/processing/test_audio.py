@@ -281,6 +281,14 @@ def test_streamed_wav_is_no_cut_wav(size: int) -> None:
     np.testing.assert_allclose(load_audio(bytes(data)), load_audio(WAV), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [0x7FFFEFFF, 0x80000001, 2_764_800_000, 0xFFFFEFFE])
+def test_a_large_wav_that_was_cut_short(size: int) -> None:
+    data = bytearray(WAV)
+    at = data.index(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", size)
+    assert_refused(bytes(data), "cut short", "promises")
+
+
 def test_header_a_little_off_is_forgiven() -> None:
     data = bytearray(WAV)
     at = data.index(b"data") + 4

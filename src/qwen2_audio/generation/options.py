@@ -150,6 +150,10 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": ([],),
     "sequence_bias": ({},),
     "guidance_scale": (1,),
+    "exponential_decay_length_penalty": (),
+    "top_h": (),
+    "watermarking_config": (),
+    "num_return_sequences": (1,),
     "forced_bos_token_id": (),
     "forced_eos_token_id": (),
 }

@@ -84,9 +84,10 @@ def check(conversation: Conversation) -> None:
             raise ConversationError(f"message {index} ({message.role}) is empty; give it text or a recording")
         if message.role == "user" and not any(isinstance(part, AudioPart) or part.text for part in message.parts):
             raise ConversationError(f"message {index} (user) is an empty text; say something or give a recording")
-        for part in message.parts:
-            if isinstance(part, TextPart):
-                check_text(part.text, f"message {index} ({message.role})")
+        texts = [
+            part.text if isinstance(part, TextPart) else "\n" for part in message.parts
+        ]  # beside each other as rendered
+        check_text("".join(texts), f"message {index} ({message.role})")
 
 
 def check_text(text: str, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from numbers import Number
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -115,14 +115,18 @@ def as_conversation(message: Input, system: str | None = None) -> Conversation:
     elif isinstance(message, list) and message and all(isinstance(item, dict) for item in message):
         conversation = Conversation.parse(message)
     else:
-        wave = isinstance(message, tuple) and len(message) == 2 and not isinstance(message[1], str | bytes | Path)
-        items: Sequence[Any] = message if isinstance(message, list | tuple) and not wave else [message]
+        items: Sequence[Any] = message if isinstance(message, list | tuple) and not is_wave(message) else [message]
         conversation = Conversation().user(*items)
     if system is None:
         return conversation
     if conversation.messages and conversation.messages[0].role == "system":
         raise ConversationError("a system message is given twice: in the conversation and as system=")
     return Conversation((*Conversation().system(system).messages, *conversation.messages))
+
+
+def is_wave(item: object) -> bool:
+    """Whether this is a recording as (samples, rate) rather than several items: a tuple of two whose second is a number."""
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Number)
 
 
 def as_audio(audio: AudioSource | Part) -> AudioPart:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen2_audio.errors import AudioError, AudioWarning
-from qwen2_audio.processing.headers import STREAMED_WAV, mp3_end, ogg_state, promised_bytes, wav_data
+from qwen2_audio.processing.headers import is_known, mp3_end, ogg_state, promised_bytes, wav_data
 from qwen2_audio.processing.limits import DecodeLimits
 
 CUT_SHORT_SECONDS = 0.1
@@ -105,7 +105,7 @@ def _with_soundfile(file: SoundFile, limits: DecodeLimits) -> Generator[Block, N
         return samples, rate
     if hidden or (samples == 0 and not riff):
         return samples, rate
-    if 0 < size < STREAMED_WAV and bytes_a_second:
+    if is_known(size) and bytes_a_second:
         promised = samples / rate + max(0, size - present) / bytes_a_second
     _refuse_cut_short(file.name, samples / rate, promised)
     return None

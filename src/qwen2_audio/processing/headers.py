@@ -5,8 +5,7 @@ from __future__ import annotations
 import mmap
 from typing import TypeAlias
 
-STREAMED_WAV = 0x7FFF_F000
-"""Writers that cannot seek back leave a data size of this or more (0xFFFFFFFF, 0x7FFFFFFF, ...), or 0."""
+_NEAR = 0x1000
 _UNKNOWN_AU = 0xFFFF_FFFF
 
 Data: TypeAlias = bytes | mmap.mmap
@@ -23,6 +22,12 @@ def wav_data(data: Data) -> tuple[int, int, int]:
             return size, len(data) - at - 8, bytes_a_second
         at += 8 + size + size % 2
     return 0, 0, bytes_a_second
+
+
+def is_known(size: int) -> bool:
+    """Whether the data size of a wav file is one. Writers that cannot seek back leave 0, or what is about the largest there is,
+    with a sign or without."""
+    return size > 0 and not any(largest - _NEAR <= size <= largest for largest in (0x8000_0000, 0xFFFF_FFFF))
 
 
 def promised_bytes(data: Data) -> int:

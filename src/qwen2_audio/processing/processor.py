@@ -97,6 +97,7 @@ class Processor:
     def hear(self, conversation: Conversation) -> tuple[Conversation, list[Clip]]:
         """Decode all recordings. In the conversation returned, each audio part is one window of at most 30 s."""
         clips: list[Clip] = []
+        recordings = 0
         messages: list[Message] = []
         for message in conversation.messages:
             parts: list[Part] = []
@@ -104,7 +105,8 @@ class Processor:
                 if not isinstance(part, AudioPart):
                     parts.append(part)
                     continue
-                for window in windows(load_part(part), f"recording {len(clips) + 1}"):
+                recordings += 1
+                for window in windows(load_part(part), f"recording {recordings}"):
                     clips.append(self.clip(window))
                     parts.append(AudioPart((window, SAMPLE_RATE)))
             messages.append(replace(message, parts=tuple(parts)))
