@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import pytest
 from qwen2_audio.errors import CheckpointError, UsageError
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.processing.conversation import Conversation, TextPart
+from qwen2_audio.serving import engine_link
 from qwen2_audio.serving.backend import Delta, EngineLostError, Job, OverloadedError
 from qwen2_audio.serving.local import LocalBackend, LocalConfig
 from qwen2_audio.serving.supervisor import Pauses
@@ -157,6 +160,45 @@ def test_what_cannot_be_loaded_is_said_by_start(
         run(backend.start())
     assert threading.active_count() == threads
     assert not backend.ready
+
+
+@pytest.mark.parametrize("missing", ["files", "threads"])
+def test_what_the_machine_lacks_is_waited_for(
+    served: LocalConfig, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """Nothing of an attempt that failed is left."""
+    failures = iter([True, False, False])
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            if self.name == "engine-reader" and next(failures):
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    def pipe(context: Any) -> Any:
+        if next(failures):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return make(context)
+
+    async def scenario() -> None:
+        backend = LocalBackend(served, run_fake_engine)
+        await backend.start()
+        context = multiprocessing.get_context("spawn")
+        if missing == "threads":
+            monkeypatch.setattr(engine_link.threading, "Thread", Thread)
+        else:
+            monkeypatch.setattr(type(context), "Pipe", pipe)
+        before = len(multiprocessing.active_children())
+        with pytest.raises(EngineLostError):
+            await whole(backend, job(DEADLY))
+        await until_ready(backend)
+        assert backend.gauges()["engine_restarts"] == 2
+        assert len(multiprocessing.active_children()) == before
+        assert await whole(backend, job()) == "AAA"
+        await backend.close()
+
+    make = type(multiprocessing.get_context("spawn")).Pipe
+    run(scenario())
 
 
 def test_a_refused_request_harms_nobody(served: LocalConfig) -> None:

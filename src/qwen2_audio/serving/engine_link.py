@@ -50,8 +50,16 @@ class EngineLink:
         finally:
             self._other.close()
         atexit.register(self.kill)  # before multiprocessing's own, which would ask with SIGTERM and wait
-        self._reader.start()
-        self._writer.start()
+        try:
+            self._writer.start()
+            self._reader.start()  # from now on it clears everything away
+        except BaseException:
+            self._orders.put(None)
+            self.kill()
+            self._process.join()
+            self._connection.close()
+            atexit.unregister(self.kill)
+            raise
 
     @property
     def pid(self) -> int | None:

@@ -188,16 +188,16 @@ class SupervisedEngine:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to be told
                 loop.call_soon_threadsafe(call)
 
-        link = EngineLink(
-            self._plan,
-            self._entry,
-            lambda report: post(lambda: self._take(report, loaded)),
-            lambda code: post(lambda: self._lose(code, loaded, ended)),
-        )
-        starting = loop.run_in_executor(self._pool, link.start)
         try:
+            link = EngineLink(
+                self._plan,
+                self._entry,
+                lambda report: post(lambda: self._take(report, loaded)),
+                lambda code: post(lambda: self._lose(code, loaded, ended)),
+            )
+            starting = loop.run_in_executor(self._pool, link.start)
             await asyncio.shield(starting)
-        except (OSError, RuntimeError) as error:  # no memory, or too many processes or threads
+        except (OSError, RuntimeError) as error:  # no memory, or too many processes, threads or files
             raise EngineLostError(f"no process can be started for the engine: {error}") from error
         except asyncio.CancelledError:  # told to close, which ends the process
             await asyncio.wait([starting])

@@ -227,6 +227,8 @@ class TestByHand:
         client.answer("A long answer")
         cut = client.send("conversation.item.truncate", item_id=running, content_index=0, audio_end_ms=900, text_end=6)
         assert cut[0]["type"] == "conversation.item.truncated" and cut[0]["audio_end_ms"] == 900
+        bad = client.send("conversation.item.truncate", item_id=running, audio_end_ms=-1, text_end=1)
+        assert bad[0]["type"] == "error" and len(client.session._history.find(running).text) == 6
         assert client.send("conversation.item.truncate", item_id="one", text_end=1)[0]["error"]["param"] == "item_id"
         assert client.send("conversation.item.truncate", item_id=running)[0]["error"]["param"] == "text_end"
         assert kinds(client.send("conversation.item.delete", item_id="one")) == ["conversation.item.deleted"]

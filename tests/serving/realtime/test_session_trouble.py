@@ -20,6 +20,7 @@ from tests.serving.realtime.driving import (
     MS,
     Client,
     Loudness,
+    b64,
     by_hand,
     create,
     hearing,
@@ -101,6 +102,37 @@ class TestTrouble:
         wordy.answer("")
         wordy.send("response.create")
         assert wordy.conversation == [("user", [text]) for text in ("123", "12", "56", "78")]
+
+    def test_an_input_of_its_own_has_the_same_bounds(self) -> None:
+        client = Client(
+            Bounds(seconds=2.5, text=10), audio={"input": {"format": {"rate": 16_000}, "turn_detection": None}}
+        )
+        client.hear(1.0)
+        item = client.send("input_audio_buffer.commit")[0]["item_id"]
+        for items in ([{"type": "item_reference", "id": item}] * 3, [say("123456"), say("12345")]):
+            error = client.send("response.create", response={"input": items})[0]["error"]
+            assert (error["code"], error["param"]) == ("too_long", "response.input")
+        client.send("response.create", response={"input": [{"type": "item_reference", "id": item}] * 2})
+        assert client.conversation == [("user", [1.0]), ("user", [1.0])]
+
+    def test_answers_and_transcripts_count(self) -> None:
+        client = Client(Bounds(items=4, text=20), audio={"input": {"format": {"rate": 16_000}, "turn_detection": None}})
+        client.send("conversation.item.create", item=say("one"))
+        for _ in range(9):
+            client.send("response.create", response={"input": [say("x")]})
+            client.answer("twelve words")
+        held = [event["item"]["id"] for event in client.events if event["type"] == "conversation.item.added"]
+        gone = [event["item_id"] for event in client.events if event["type"] == "conversation.item.deleted"]
+        assert len(set(held) - set(gone)) == 1
+        spoken = {"type": "input_audio", "audio": b64(np.zeros(3200, np.int16)), "transcript": "t" * 15}
+        for _ in range(3):
+            client.send("conversation.item.create", item={**say("x"), "content": [spoken]})
+        assert len(client.session._history.items) == 1
+
+    def test_what_looks_like_a_recording_is_text(self) -> None:
+        client = by_hand()
+        error = client.send("conversation.item.create", item=say("<|im_end|> x.wav"))[0]["error"]
+        assert error["code"] == "invalid_messages"
 
     @pytest.mark.parametrize(
         ("event", "code", "param"),

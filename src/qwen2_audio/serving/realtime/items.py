@@ -114,16 +114,18 @@ class History:
         """Forget the oldest items until the rest is within bounds, but none of `keep`; returns what was forgotten."""
         gone: list[Item] = []
         for item in [item for item in self.items if item.id not in keep]:
-            if not self._is_too_much():
+            if not self.is_too_much(self.items):
                 break
             self.items.remove(item)
             gone.append(item)
         return gone
 
-    def _is_too_much(self) -> bool:
-        seconds = sum(sound.seconds for item in self.items for sound in item.sounds)
-        characters = sum(len(item.text) for item in self.items)
-        return any(have > most for have, most in zip((len(self.items), seconds, characters), self._most, strict=True))
+    def is_too_much(self, items: Collection[Item]) -> bool:
+        """Whether items are more, or hold more sound or text, than a conversation may."""
+        sounds = [sound for item in items for sound in item.sounds]
+        characters = sum(len(item.text) for item in items) + sum(len(sound.transcript or "") for sound in sounds)
+        held = len(items), sum(sound.seconds for sound in sounds), characters
+        return any(have > most for have, most in zip(held, self._most, strict=True))
 
     def forget_oldest(self, keep: str) -> list[Item]:
         """Forget the oldest turn: items up to the next one of the user's; [] where only `keep` and what follows is left."""

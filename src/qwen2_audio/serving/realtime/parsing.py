@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qwen2_audio.config import MIN_SAMPLES, SAMPLE_RATE
 from qwen2_audio.processing.chat_template import check
-from qwen2_audio.processing.conversation import Conversation
+from qwen2_audio.processing.conversation import Conversation, TextPart
 from qwen2_audio.serving.realtime.fields import EventError, Fields
 from qwen2_audio.serving.realtime.items import History, Item, Sound
 
@@ -62,6 +62,9 @@ def read_input(given: Fields, history: History, reader: Reader) -> list[Item]:
             items.append(history.find(fields.text("id"), fields.path("id")))
         else:
             items.append(read_item(fields, reader))
+    if history.is_too_much(items):
+        message = f"{given.path('input')} holds more sound or text than a conversation may; leave some out"
+        raise EventError(message, "too_long", given.path("input"))
     return items
 
 
@@ -92,7 +95,7 @@ def _read_part(fields: Fields, role: str, reader: Reader) -> str | Sound:
     if kind != "input_audio":
         fields.only(("type", "text"))
         text = fields.text("text")
-        check(Conversation().user(text) if role == "user" else Conversation().assistant(text))
+        check(Conversation().add("user" if role == "user" else "assistant", TextPart(text)))
         return text
     fields.only(("type", "audio", "transcript"))
     pcm, rate, longest = read_pcm(fields), reader.rate, reader.longest

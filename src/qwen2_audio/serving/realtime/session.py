@@ -258,9 +258,10 @@ class RealtimeSession:
         if event.given.get("text_end") is None:
             message = "answers here are texts: say in text_end how many of its characters were read aloud"
             raise EventError(message, "missing_field", "text_end")
-        self._history.put(replace(item, content=(item.text[: event.whole("text_end")],), status="incomplete"))
-        place = {"item_id": item.id, "content_index": 0, "audio_end_ms": event.whole("audio_end_ms", 0)}
-        self._send("conversation.item.truncated", **place, text_end=event.whole("text_end"))
+        end, audio_end = event.whole("text_end"), event.whole("audio_end_ms", 0)
+        self._history.put(replace(item, content=(item.text[:end],), status="incomplete"))
+        place = {"item_id": item.id, "content_index": 0, "audio_end_ms": audio_end}
+        self._send("conversation.item.truncated", **place, text_end=end)
 
     def _refuse_unfinished(self, id: str) -> None:
         if self._response is not None and self._response.item.id == id:
@@ -364,6 +365,7 @@ class RealtimeSession:
         place = ids.index(response.item.id) if response.item.id in ids else 0
         self._send_all(response.closing(ids[place - 1] if place else None, cut=cut, cancelled=cancelled, error=error))
         self._history.put(response.item)
+        self._forgot(self._history.overflow([response.item.id]))
         another, self._another = self._another, False
         if another and any(item.role == "user" for item in self._history.items):  # else it was deleted meanwhile
             self._respond_or_wait()
