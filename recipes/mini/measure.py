@@ -114,16 +114,22 @@ def at_home(assistant: Assistant, questions: Sequence[str], answers: Sequence[st
     starts = [tokenizer.encode(answer)[:tokens] for answer in answers]
     lengths, wanted = list(map(len, starts)), torch.tensor([token for start in starts for token in start])
     rows = torch.repeat_interleave(torch.arange(len(starts)), torch.tensor(lengths))
-    scores = []
+    scores, device = [], model.device
     with torch.inference_mode():
         for question in questions:
             *prompt, last = tokenizer.encode(render(Conversation().user(question)))
             read, cache = model.new_cache(1, len(prompt)), model.new_cache(len(starts), len(prompt) + tokens)
-            model(torch.tensor(prompt), [len(prompt)], cache=read, logits_at=torch.tensor([0]))
+            model(
+                torch.tensor(prompt, device=device),
+                [len(prompt)],
+                cache=read,
+                logits_at=torch.tensor([0], device=device),
+            )
             for row in range(len(starts)):  # the prompt is read once for all of them
                 cache.copy(row, read, 0, len(prompt))
-            written = torch.tensor([token for start in starts for token in (last, *start[:-1])])
-            likely = model(written, lengths, cache=cache).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+            written = torch.tensor([token for start in starts for token in (last, *start[:-1])], device=device)
+            logits = model(written, lengths, cache=cache).float().cpu()
+            likely = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
             scores.append(torch.zeros(len(starts)).index_add(0, rows, likely))
     return int((torch.stack(scores).argmax(0) == torch.arange(len(starts))).sum())
 
@@ -183,7 +189,7 @@ def main() -> None:
     args = parser.parse_args()
     if not any((args.read, args.ask, args.sounds, args.emotions, args.faithful)):
         sys.exit("say what to measure: --read, --ask, --sounds, --emotions, --faithful")
-    assistant = load(args.model, quantize=args.quantize)
+    assistant = load(args.model, dtype="float32" if args.quantize == "none" else "auto", quantize=args.quantize)
     if args.read:
         measure_reading(assistant, args.read, args.batch, args.split, args.spoken)
     if args.ask:

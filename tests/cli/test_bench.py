@@ -107,6 +107,8 @@ def test_many_clips_at_once() -> None:
     assert scenarios.standard(5, clips=[2.0, 3.0], streams=4) == [Scenario((2.0,) * 4, 5), Scenario((3.0,) * 4, 5)]
     result = CliRunner().invoke(app, ["bench", "--streams", "4"])
     assert result.exit_code == 2 and "give --clip" in result.output
+    result = CliRunner().invoke(app, ["bench", "--clip", "2", "--streams", "4", "--plot", "x.svg"])
+    assert result.exit_code == 2 and "--plot draws single clips" in result.output
 
 
 def test_random_weights_are_made_where_they_are_to_be(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from qwen2_audio.serving.connections import protocol
+from qwen2_audio.serving.connections import protocol, socket_protocol
 from qwen2_audio.serving.settings import Settings
 from tests.serving.guarded import BASE, KEY, LIMIT, application
 
@@ -24,14 +24,27 @@ from tests.serving.guarded import BASE, KEY, LIMIT, application
 @contextmanager
 def live(**given: object) -> Iterator[tuple[Starlette, int]]:
     app, settings = application(**given), Settings(**given)  # type: ignore[arg-type]
-    config = uvicorn.Config(app, http=protocol(settings), log_config=None, access_log=False, lifespan="off")
+    with listening(app, settings) as (_, port):
+        yield app, port
+
+
+@contextmanager
+def listening(app: Any, settings: Settings) -> Iterator[tuple[uvicorn.Server, int]]:
+    config = uvicorn.Config(
+        app,
+        http=protocol(settings),
+        ws=socket_protocol(settings),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+    )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:
         until(lambda: server.started)
-        yield app, listener.getsockname()[1]
+        yield server, listener.getsockname()[1]
     finally:
         server.should_exit = server.force_exit = True
         thread.join(LIMIT)
@@ -62,6 +75,34 @@ def exchange(port: int, *sent: bytes, pause: float = 0.0) -> bytes:
         except ConnectionResetError:
             pass
         return answer
+
+
+def test_a_client_that_reads_nothing_more_is_dropped() -> None:
+    """A socket whose application has ended; and a response of which just enough was read to write the rest."""
+
+    async def talkative(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    while True:
+                        await send({"type": "websocket.send", "text": "x" * 100_000})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(0.3):
+                while True:
+                    await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+
+    key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + key
+    with listening(talkative, Settings(send_timeout=0.5)) as (server, port):
+        for head in (upgrade, b""):
+            with socket.create_connection(("127.0.0.1", port), LIMIT) as raw:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                raw.sendall(b"GET /v1/realtime HTTP/1.1\r\nHost: 127.0.0.1\r\n" + head + b"\r\n")
+                until(lambda: len(server.server_state.connections) == 1)
+                until(lambda: not server.server_state.connections)
 
 
 HEAD = b"POST /v1/echo HTTP/1.1\r\nHost: 127.0.0.1\r\n"

@@ -119,6 +119,8 @@ def test_bodies_that_are_too_large() -> None:
     assert problem(post(app, content=bytes((1 << 20) + 1)), 413, "request_too_large")
     assert post(app, "/v1/audio/transcriptions", bytes(2 << 20)).status_code == 200
     problem(post(app, "/v1/audio/transcriptions", bytes(4 << 20)), 413, "request_too_large")
+    for path in ("/page/speech", "/gradio_api/queue/join"):  # no files, whatever may be uploaded
+        problem(post(application(), path, content_length=str(9 << 20), content=b""), 413, "request_too_large")
     problem(post(app, content=b"", content_length=str(3 << 30)), 413, "request_too_large")
     problem(post(app, content=b"", content_length="9" * 5000), 413, "request_too_large")
     problem(post(app, content=b"", content_length="-1"), 400, "bad_request")

@@ -132,6 +132,15 @@ def test_what_a_decoder_says_of_a_recording_is_told() -> None:
     with_media(work)
 
 
+def test_an_attachment_waits_for_no_long_recording() -> None:
+    async def work(media: Media) -> None:
+        async with aclosing(media.stream_upload(Uploaded(file_of(30.0)))) as blocks:
+            await anext(blocks)  # and no further: its windows are being answered
+            assert len(samples_of(await media.from_upload(Uploaded(WAV)))) == 8000
+
+    with_media(work, uploads=1)
+
+
 def test_addresses_are_fetched() -> None:
     def answer(handler: object) -> None:
         handler.send_response(200)  # type: ignore[attr-defined]

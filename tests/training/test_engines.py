@@ -103,9 +103,26 @@ def test_bfloat16_with_lora(engine: str, plan: Path, uneven: list[str], plain: P
     torch.testing.assert_close(both[0], both[1], atol=0.1, rtol=0.02)
 
 
+def test_a_checkpoint_after_a_measurement_that_was_not_better(plan: Path, tmp_path: Path) -> None:
+    """Then nothing but the optimizer's state asks for the shares of what was gathered to measure."""
+    still = [f"{part}.learning_rate=0.0" for part in ("encoder", "projector", "language_model")]
+    measured = [f"evaluation.data={plan.parent / 'rows.jsonl'}", "evaluation.every=1", "save_every=1", "steps=1"]
+    launch("fsdp2", plan, tmp_path / "out", *still, *measured, "projector.learn=full")
+    assert list((tmp_path / "out" / "checkpoints").iterdir())
+
+
 @pytest.mark.parametrize(
     "engine",
-    ["ddp", "fsdp2", "deepspeed_z1", "deepspeed_z2", "deepspeed_z2_offload", "deepspeed_z3", "deepspeed_z3_offload"],
+    [
+        "ddp",
+        "cpu",
+        "fsdp2",
+        "deepspeed_z1",
+        "deepspeed_z2",
+        "deepspeed_z2_offload",
+        "deepspeed_z3",
+        "deepspeed_z3_offload",
+    ],
 )
 def test_two_processes_are_one(engine: str, plan: Path, alone: Path, tmp_path: Path) -> None:
     if engine.startswith("deepspeed"):

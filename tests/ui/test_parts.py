@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -213,6 +214,21 @@ def test_what_is_not_whole_is_said() -> None:
 def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"gone\.wav is no longer here; attach it again"):
         asyncio.run(hearing_of().files([str(tmp_path / "gone.wav")]))
+
+
+def test_clips_that_nobody_claims_go() -> None:
+    clips, clock = Clips(), time.monotonic()
+    token = clips.wait(clip()).token
+    assert clips.get(token) is not None
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(time, "monotonic", lambda: clock + 200)
+        clips.sweep()
+    assert clips.get(token) is None
+
+
+def test_a_saved_conversation_of_too_many_values() -> None:
+    with pytest.raises(ConversationError, match="holds more than any conversation does"):
+        asyncio.run(read("[" + "[]," * 1_000_001 + "[]]", PlainMedia(), Clips()))  # type: ignore[arg-type]
 
 
 def test_clips_live_as_long_as_somebody_holds_them() -> None:

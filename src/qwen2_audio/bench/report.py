@@ -77,6 +77,8 @@ def plot(report: Report, file: Path) -> None:
     canvas = Canvas(figsize=(7, 4.5), layout="constrained")
     axes = canvas.subplots()
     rows = [row for row in report.figures if row.what.endswith(": first token") and row.floor is not None]
+    if not rows:
+        raise UsageError("a plot shows the time to the first token of clips, which was not measured; leave --plot out")
     for side in report.figures[0].seconds:
         points = sorted((row.clip_seconds, row.seconds[side].median * 1000) for row in rows)
         axes.plot(*zip(*points, strict=True), marker="o", label=side)

@@ -68,6 +68,8 @@ def bench(
     _refuse_contradictions(model, random, compiled_alone=compiled and alone, quick_clips=quick and bool(clip))
     if streams > 1 and not clip:
         raise UsageError("--streams says how many clips of --clip are heard at once; give --clip, too")
+    if streams > 1 and plot is not None:
+        raise UsageError("--plot draws single clips; leave out --streams, or --plot")
     runtime = choose_runtime(device, dtype, quantize)
     with ExitStack() as held:
         folder = _folder(model, random, runtime, held)

@@ -17,6 +17,10 @@ API = ("/v1/", "/tokenize")
 _OF_THE_PAGE = ("/page/recordings", "/page/speech")
 """Those of the page behind which work is done, too."""
 _UPLOADS = "/v1/audio/"
+_FILES = ("/page/recordings", "/gradio_api/upload")
+"""Ends of the paths by which files come in from the page."""
+_TEXTS = 8 * MIB
+"""What the page sends beside files: a message, a corrected transcript."""
 _UPLOAD_TIMES = 6
 """How much longer a file to transcribe may take than an answer."""
 _FORM = 1 * MIB
@@ -113,8 +117,9 @@ class Bodies:
             await answer.end(body.problem, scope, receive)
 
     def _limit(self, path: str) -> int:
-        json_only = path.startswith(API) and not path.startswith(_UPLOADS)
-        return self._settings.max_body_mib * MIB if json_only else self._settings.max_upload_mib * MIB + _FORM
+        if path.startswith(_UPLOADS) or path.endswith(_FILES):
+            return self._settings.max_upload_mib * MIB + _FORM
+        return self._settings.max_body_mib * MIB if path.startswith(API) else _TEXTS
 
     def _announced(self, scope: Scope, limit: int) -> Problem | None:
         """What is wrong with the head already."""

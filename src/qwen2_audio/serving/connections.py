@@ -1,4 +1,4 @@
-"""Connections that say nothing, trickle, or do not read: uvicorn's HTTP protocol with limits on each.
+"""Connections that say nothing, trickle, or do not read: uvicorn's protocols with limits on each.
 
 uvicorn waits for ever for the head of a request and for a client to read its answer; either would let a handful of idle
 clients hold every connection.
@@ -11,12 +11,22 @@ import asyncio
 import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from qwen2_audio.serving.errors import Problem
 from qwen2_audio.serving.settings import Settings
 
 _TOLD = 64
 """Connections over the limit that still get an answer, which says so; more are dropped."""
+
+
+def socket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
+    """The class to give to uvicorn as `ws`: a client that does not read what it is sent, or the end of it, is dropped."""
+
+    class Timed(_TimedSocket):
+        send_timeout = settings.send_timeout
+
+    return Timed
 
 
 def protocol(settings: Settings) -> type[H11Protocol]:
@@ -72,7 +82,8 @@ class _Timed(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        _stop(self._reader_timer)
+        if not self.transport.is_closing():  # else the rest must be read in time, too
+            _stop(self._reader_timer)
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered in the shape of all errors."""
@@ -91,6 +102,32 @@ class _Timed(H11Protocol):
         """Close; what was not read within another while is dropped."""
         self.transport.close()
         self._abort_later()
+
+    def _abort_later(self) -> None:
+        _stop(self._reader_timer)
+        self._reader_timer = self.loop.call_later(self.send_timeout, self.transport.abort)
+
+
+class _TimedSocket(WebSocketsSansIOProtocol):
+    send_timeout: float
+    _reader_timer: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._abort_later()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            _stop(self._reader_timer)
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        self._abort_later()  # what is left is the end, which is not waited for any longer
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        _stop(self._reader_timer)
 
     def _abort_later(self) -> None:
         _stop(self._reader_timer)

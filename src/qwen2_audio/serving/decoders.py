@@ -11,7 +11,7 @@ import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import astuple
 
 import numpy as np
@@ -27,6 +27,7 @@ _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
 _START_SECONDS = 60.0
 _KEEP = 2
 """Processes that wait for work."""
+_LEFT = 1 << 16
 _MAX_JOBS = 200
 """Recordings after which a process is replaced: decoders leak."""
 
@@ -175,6 +176,10 @@ class _Decoder:
         await asyncio.shield(self._clear())
 
     async def _clear(self) -> None:
+        if self._process.stdout is not None:  # what is left in the pipe would keep the end from being noticed
+            with suppress(RuntimeError):  # somebody else reads it to its end
+                while await self._process.stdout.read(_LEFT):
+                    pass
         await self._process.wait()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 

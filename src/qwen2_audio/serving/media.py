@@ -66,6 +66,9 @@ class Media:
         self._clips = DecoderPool(settings.decoders, timeout, clip_memory, whole=True)
         upload_memory = clip_memory + settings.max_upload_mib  # a large file is seen through a view, which counts
         self._uploads = DecoderPool(settings.uploads, timeout, upload_memory, whole=False)
+        self._attached = DecoderPool(
+            settings.decoders, timeout, upload_memory, whole=True
+        )  # waits for no long recording
         self._fetching = asyncio.Semaphore(_MOST_FETCHED)
         self._starting: asyncio.Task[None] | None = None
 
@@ -80,6 +83,7 @@ class Media:
             await asyncio.gather(self._starting, return_exceptions=True)
         await self._clips.close()
         await self._uploads.close()
+        await self._attached.close()
         await self._fetcher.close()
 
     async def load(self, clips: Sequence[Encoded | Link], told: list[str] | None = None) -> list[AudioPart]:
@@ -119,7 +123,7 @@ class Media:
     async def from_upload(self, file: Upload, told: list[str] | None = None) -> AudioPart:
         """One recording that came with a form, as long as a clip in a chat may be."""
         pieces = _bounded(_pieces(file), self._settings.max_upload_mib * MIB, "the file")
-        return AudioPart((await self._samples(self._uploads, pieces, "the file", told), SAMPLE_RATE))
+        return AudioPart((await self._samples(self._attached, pieces, "the file", told), SAMPLE_RATE))
 
     async def from_stream(self, body: AsyncIterator[bytes], name: str, told: list[str] | None = None) -> AudioPart:
         """One recording as it comes over the network; no decoder waits for it."""

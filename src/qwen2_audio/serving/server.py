@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from qwen2_audio.errors import UsageError
-from qwen2_audio.serving.connections import protocol
+from qwen2_audio.serving.connections import protocol, socket_protocol
 from qwen2_audio.serving.settings import Settings
 
 _HEAD_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=protocol(settings),
-                ws="websockets-sansio",
+                ws=socket_protocol(settings),
                 ws_max_size=settings.max_event_kib * 1024,
                 ws_max_queue=_MESSAGES_AHEAD,
                 lifespan="on",

@@ -184,12 +184,20 @@ class FsdpEngine(PlainEngine):
         learner.set_requires_gradient_sync(last)
         (objective * dist.get_world_size()).backward()  # it averages, we add
 
-    def whole(self, names: list[str]) -> dict[str, Tensor]:
+    def save(self, folder: Path) -> None:
+        self._reshard()
+        super().save(folder)
+
+    def _reshard(self) -> None:
+        """A forward without a backward, as in measuring, leaves a module gathered."""
         from torch.distributed.fsdp import FSDPModule
 
         for module in self.learner.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # a forward without a backward, as in measuring, leaves it gathered
+                module.reshard()
+
+    def whole(self, names: list[str]) -> dict[str, Tensor]:
+        self._reshard()
         found: dict[str, Any] = dict(self.learner.named_parameters())
         out = {}
         for name in names:

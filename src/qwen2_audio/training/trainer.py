@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -60,6 +61,9 @@ from qwen2_audio.training.signals import stop_signals
 from qwen2_audio.training.stages import Shown, make_stage
 from qwen2_audio.training.tracking import Tracking, open_trackers
 from qwen2_audio.training.validation import LOWER_IS_BETTER, Validation
+
+_PATIENCE = timedelta(hours=6)
+"""For the first process, which alone writes checkpoints and answers what is measured."""
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
@@ -383,7 +387,7 @@ def _join_world(device: str) -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" in os.environ and not dist.is_initialized():
         on_gpu = torch.cuda.is_available() and device != "cpu"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     return int(os.environ.get("RANK", "0")), world
 
 

@@ -211,10 +211,11 @@ class Connection:
             "param": None,
             "event_id": None,
         }
-        with suppress(_GoneError, WebSocketDisconnect, RuntimeError):
+        with suppress(_GoneError, WebSocketDisconnect, RuntimeError, TimeoutError):
             if self._socket.application_state is WebSocketState.CONNECTED:
                 await self._send({"type": "error", "event_id": _new_id("event"), "error": told})
-                await self._socket.close(over.code, over.reason)
+                async with asyncio.timeout(self._settings.send_timeout):
+                    await self._socket.close(over.code, over.reason)
 
 
 def _new_id(kind: str) -> str:

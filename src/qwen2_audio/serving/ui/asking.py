@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from qwen2_audio.errors import ConversationError, Qwen2AudioError
+from qwen2_audio.errors import ConversationError, Qwen2AudioError, TooLongError
 from qwen2_audio.serving.backend import Backend
 from qwen2_audio.serving.ui.bubbles import messages, turn_at, unescaped
 from qwen2_audio.serving.ui.chat import State, Turn
@@ -173,6 +173,8 @@ class Asking:
             options = wishes.options(card.defaults)
             self._hearing.check(session.chat.turns)
         except Qwen2AudioError as error:
+            if isinstance(error, TooLongError):
+                turn.clips = ()  # which cannot be asked about; they would be held as long as the session
             turn.state, turn.problem = "failed", str(error)
             yield self._view(session, fresh=True)
             return

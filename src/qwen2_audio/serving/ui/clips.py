@@ -20,7 +20,7 @@ from qwen2_audio.processing.conversation import AudioPart
 from qwen2_audio.processing.windows import cut_windows
 from qwen2_audio.serving.ui.picture import picture
 
-_WAITING_SECONDS = 120.0
+WAITING_SECONDS = 120.0
 _MOST_WAITING = 64
 
 
@@ -99,12 +99,18 @@ class Clips:
 
     def wait(self, clip: Clip) -> Clip:
         """Like `add`, and hold it until it is claimed."""
+        self.sweep()
+        if len(self._waiting) >= _MOST_WAITING:
+            self._waiting.popitem(last=False)
+        self._waiting[clip.token] = (clip, time.monotonic() + WAITING_SECONDS)
+        return self.add(clip)
+
+    def sweep(self) -> None:
+        """Let go of those that nobody has claimed in time."""
         now = time.monotonic()
         for token, (_, deadline) in list(self._waiting.items()):
-            if deadline < now or len(self._waiting) >= _MOST_WAITING:
+            if deadline <= now:
                 del self._waiting[token]
-        self._waiting[clip.token] = (clip, now + _WAITING_SECONDS)
-        return self.add(clip)
 
     def claim(self, token: str) -> Clip:
         """Take over a clip that waits; whoever calls holds it from now on."""

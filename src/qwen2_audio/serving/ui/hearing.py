@@ -14,7 +14,7 @@ from qwen2_audio.processing.conversation import AUDIO_SUFFIXES, url_path
 from qwen2_audio.serving.media import Media, check_count
 from qwen2_audio.serving.settings import Settings
 from qwen2_audio.serving.ui.chat import Turn
-from qwen2_audio.serving.ui.clips import Clip, Clips, new_clip
+from qwen2_audio.serving.ui.clips import WAITING_SECONDS, Clip, Clips, new_clip
 from qwen2_audio.serving.ui.history import read
 from qwen2_audio.serving.ui.uploads import Opened
 
@@ -70,7 +70,9 @@ class Hearing:
         """
         told: list[str] = []
         part = await self._media.from_stream(body, "the recording", told)
-        return self.clips.wait(await asyncio.to_thread(new_clip, part, name, told))
+        clip = self.clips.wait(await asyncio.to_thread(new_clip, part, name, told))
+        asyncio.get_running_loop().call_later(WAITING_SECONDS + 1, self.clips.sweep)
+        return clip
 
     async def conversation(self, path: str) -> list[Turn]:
         """The turns of an uploaded file that the page saved once; the file is removed.

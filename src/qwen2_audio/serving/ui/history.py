@@ -32,6 +32,10 @@ def written(turns: Sequence[Turn]) -> str:
     return json.dumps({"kind": KIND, "version": 1, "turns": entries}, ensure_ascii=False, indent=1)
 
 
+_MOST_VALUES = 1_000_000
+"""Commas; recordings have none. More would take seconds to read, in which nothing else is done."""
+
+
 async def read(text: str, media: Media, clips: Clips) -> list[Turn]:
     """The turns of a saved conversation; its recordings pass the same limits as any other.
 
@@ -39,6 +43,8 @@ async def read(text: str, media: Media, clips: Clips) -> list[Turn]:
         ConversationError: the file is something else, or damaged.
         AudioError, TooLargeError: a recording in it cannot be heard.
     """
+    if text.count(",") > _MOST_VALUES:
+        raise ConversationError("it holds more than any conversation does")
     try:
         saved = json.loads(text)
         if saved["kind"] != KIND or saved["version"] != 1:
