@@ -13,7 +13,6 @@ What differs from `transformers`, on purpose:
 from __future__ import annotations
 
 import os
-import re
 from collections import UserDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,15 +32,14 @@ from qwen2_audio.errors import AudioError, ConversationError, UsageError
 from qwen2_audio.generation.engine import Request
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.processing.audio import load_audio
-from qwen2_audio.processing.chat_template import PLACEHOLDER, render
-from qwen2_audio.processing.conversation import Conversation
+from qwen2_audio.processing.chat_template import render
+from qwen2_audio.processing.conversation import Conversation, is_wave
 from qwen2_audio.processing.mel import TAIL_FRAMES, Clip
+from qwen2_audio.processing.placeholders import spread_windows
 from qwen2_audio.processing.processor import Processor, load_processor
 from qwen2_audio.processing.tokenizer import END_OF_TEXT
-from qwen2_audio.processing.windows import windows
 
 IGNORE_INDEX = -100
-_NUMBERED = re.compile(rf"Audio \d+: {re.escape(PLACEHOLDER)}\n|{re.escape(PLACEHOLDER)}|<\|AUDIO\|>")
 
 
 class Inputs(UserDict[str, Any]):
@@ -127,7 +125,7 @@ class Qwen2AudioProcessor:
         used = 0
         for prompt in texts:
             count = prompt.count("<|AUDIO|>")
-            prompt, parts = _split_windows(prompt, waves[used : used + count], used)
+            prompt, parts = spread_windows(prompt, waves[used : used + count], used)
             used += count
             here = [self._processor.clip(wave) for wave in parts]
             rows.append(self._processor.encode(prompt, here))
@@ -360,8 +358,7 @@ def _as_waves(audio: Any) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     if audio is None:
         return []
     audio = _as_array(audio)
-    pair = isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[1], int | np.integer)  # (samples, rate)
-    single = pair or isinstance(audio, str | os.PathLike | bytes) or hasattr(audio, "read")
+    single = is_wave(audio) or isinstance(audio, str | os.PathLike | bytes) or hasattr(audio, "read")
     single = single or (isinstance(audio, np.ndarray) and audio.ndim == 1)
     out = []
     for item in [audio] if single else audio:
@@ -377,26 +374,6 @@ def _as_waves(audio: Any) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
             raise AudioError(f"a recording must have one channel, [samples], got shape {list(item.shape)}")
         out.append(load_audio((item, SAMPLE_RATE) if isinstance(item, np.ndarray) else item))
     return out
-
-
-def _split_windows(prompt: str, waves: Sequence[Any], before: int) -> tuple[str, list[Any]]:
-    """Give each window of a recording over 30 s its own placeholder; numbered parts are counted anew. `before`: recordings of
-    other prompts."""
-    parts = [windows(wave, f"recording {number}") for number, wave in enumerate(waves, before + 1)]
-    if all(len(part) == 1 for part in parts):
-        return prompt, [part[0] for part in parts]
-    waiting, number = iter(parts), 0
-
-    def spread(match: re.Match[str]) -> str:
-        nonlocal number
-        count = len(next(waiting, [None]))
-        if not match[0].startswith("Audio "):
-            return match[0] * count
-        lines = [f"Audio {number + i + 1}: {PLACEHOLDER}\n" for i in range(count)]
-        number += count
-        return "".join(lines)
-
-    return _NUMBERED.sub(spread, prompt), [window for part in parts for window in part]
 
 
 def _pad_to_30_s(clip: Clip) -> Tensor:

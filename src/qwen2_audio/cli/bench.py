@@ -66,10 +66,8 @@ def bench(
     from qwen2_audio.runtime import choose_runtime
 
     _refuse_contradictions(model, random, compiled_alone=compiled and alone, quick_clips=quick and bool(clip))
-    if streams > 1 and not clip:
-        raise UsageError("--streams says how many clips of --clip are heard at once; give --clip, too")
-    if streams > 1 and plot is not None:
-        raise UsageError("--plot draws single clips; leave out --streams, or --plot")
+    if streams > 1:
+        _refuse_with_streams(clips=bool(clip), plot=plot is not None)
     runtime = choose_runtime(device, dtype, quantize)
     with ExitStack() as held:
         folder = _folder(model, random, runtime, held)
@@ -89,6 +87,13 @@ def bench(
     print(report.as_json() if as_json else report.as_markdown())
     if plot is not None:
         draw(report, plot)
+
+
+def _refuse_with_streams(*, clips: bool, plot: bool) -> None:
+    if not clips:
+        raise UsageError("--streams says how many clips of --clip are heard at once; give --clip, too")
+    if plot:
+        raise UsageError("--plot draws single clips; leave out --streams, or --plot")
 
 
 def _refuse_contradictions(model: str, random: str | None, *, compiled_alone: bool, quick_clips: bool) -> None:

@@ -32,9 +32,7 @@ def _rows(table: Path, direction: str, absent: Absent, *, all_of_it: bool) -> It
     columns = ("path", "translation", *(() if all_of_it else ("split",)))
     clips = _validated(table.parent / "validated.tsv")
     for line in read_table(table, columns, delimiter="\t"):
-        if (
-            not all_of_it and line["split"] != "test"
-        ):  # test_covost and the like are not of the second version's test set
+        if not all_of_it and line["split"] != "test":  # what is test_covost was of the first version's test set
             continue
         audio = table.parent / "clips" / line["path"]
         if clips is not None and line["path"] not in clips:

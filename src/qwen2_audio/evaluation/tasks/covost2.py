@@ -7,7 +7,8 @@ FAMILY = Family(
     title="CoVoST2",
     download=(
         "covost_v2.SOURCE_TARGET.tsv.tar.gz from https://github.com/facebookresearch/covost and the clips of Common Voice "
-        "(corpus 4; or a later one, 13 in the published rows, with its validated.tsv, without which nothing is left out) from https://commonvoice.mozilla.org/datasets"
+        "(corpus 4; or a later one, 13 in the published rows, with its validated.tsv, without which nothing is left out) "
+        "from https://commonvoice.mozilla.org/datasets"
     ),
     layout=(
         "LOCALE/covost_v2.SOURCE_TARGET.tsv or LOCALE/covost_v2.SOURCE_TARGET.test.tsv\n"

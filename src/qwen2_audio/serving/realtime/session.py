@@ -260,8 +260,8 @@ class RealtimeSession:
             raise EventError(message, "missing_field", "text_end")
         end, audio_end = event.whole("text_end"), event.whole("audio_end_ms", 0)
         self._history.put(replace(item, content=(item.text[:end],), status="incomplete"))
-        place = {"item_id": item.id, "content_index": 0, "audio_end_ms": audio_end}
-        self._send("conversation.item.truncated", **place, text_end=end)
+        told = {"item_id": item.id, "content_index": 0, "audio_end_ms": audio_end, "text_end": end}
+        self._send("conversation.item.truncated", **told)
 
     def _refuse_unfinished(self, id: str) -> None:
         if self._response is not None and self._response.item.id == id:
@@ -319,22 +319,9 @@ class RealtimeSession:
         if not users:
             raise EventError("nothing was said that could be answered", "conversation_empty")
         item = Item(self._new_id("item"), "assistant", (), "in_progress")
-        options = replace(
-            self._card.defaults,
-            max_new_tokens=self._card.defaults.max_new_tokens if limit is None else limit,
-            temperature=self._card.defaults.temperature if heat is None else heat,
-        )
-        response = Response(
-            self._new_id("resp"),
-            item,
-            users[-1],
-            remembered,
-            forgets,
-            instructions,
-            options,
-            limit,
-            metadata,
-        )
+        options = self._card.defaults.override(max_new_tokens=limit, temperature=heat)
+        id = self._new_id("resp")
+        response = Response(id, item, users[-1], remembered, forgets, instructions, options, limit, metadata)
         before = self._history.add(item) if remembered else None
         self._response = response
         self._send_all(response.opening(before))
