@@ -119,9 +119,14 @@ mini-train: mini-data  ## take mini through its stages and put the result into t
 	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/ear/trained.safetensors out=$(MINI)/words 'encoder.layers=[3, 4, 5]' \
 	  encoder.learning_rate=3.0e-5 projector.learning_rate=1.0e-4 distil=1.0 distil_states=1.0 misread=0.1 spoken_weight=0.0 \
 	  $(SETTINGS)
-	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/words/model && \
-	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/words/trained.safetensors $(MINI)/words/model && \
-	  $(RECIPE)/preferences.py $(MINI)/words/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
+	$(TRAIN) configs/mini/mix.yaml start=$(MINI)/words/trained.safetensors out=$(MINI)/asked encoder.learning_rate=0.0 \
+	  projector.learning_rate=1.0e-4 language_model.learning_rate=4.0e-4 distil=1.0 distil_states=1.0 misread=0.1 \
+	  spoken_weight=0.0 augmented=0.5 batch_tokens=500 $(SETTINGS)
+	mkdir -p $(MINI)/last
+	$(RECIPE)/average.py $(MINI)/asked/trained.safetensors $(MINI)/words/trained.safetensors $(MINI)/last/trained.safetensors
+	test -e $(MINI)/rows/dpo.jsonl || { rm -rf $(MINI)/last/model && \
+	  $(BIN)/qwen2-audio merge --model $(MINI)/base $(MINI)/last/trained.safetensors $(MINI)/last/model && \
+	  $(RECIPE)/preferences.py $(MINI)/last/model '$(DATA)/esc10' $(MINI)/rows/dpo.jsonl; }
 	$(TRAIN) configs/mini/dpo.yaml $(SETTINGS)
 	cp $(MINI)/dpo/trained.safetensors src/qwen2_audio/checkpoints/mini.safetensors
 
