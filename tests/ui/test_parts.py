@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 
 import qwen2_audio.serving.ui
 from qwen2_audio.config import SAMPLE_RATE
@@ -23,46 +20,24 @@ from qwen2_audio.errors import AudioError, ConversationError, Qwen2AudioError, U
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
-from qwen2_audio.processing.windows import cut_windows
 from qwen2_audio.serving.backend import Delta, Job, OverloadedError
-from qwen2_audio.serving.settings import Settings
 from qwen2_audio.serving.ui.asking import Asking
-from qwen2_audio.serving.ui.bubbles import clip_card, messages, plain, turn_at, unescaped
+from qwen2_audio.serving.ui.bubbles import messages, plain, turn_at, unescaped
 from qwen2_audio.serving.ui.chat import Chat, Turn
-from qwen2_audio.serving.ui.clips import Clips, new_clip
+from qwen2_audio.serving.ui.clips import Clips
 from qwen2_audio.serving.ui.examples import EXAMPLES
-from qwen2_audio.serving.ui.hearing import Hearing
 from qwen2_audio.serving.ui.history import read, written
-from qwen2_audio.serving.ui.picture import COLUMNS, TONE_ROWS, WAVE_ROWS, picture
 from qwen2_audio.serving.ui.sessions import Sessions
 from qwen2_audio.serving.ui.texts import LANGUAGES, language_of, texts
-from qwen2_audio.serving.ui.transcribing import _gone, _wanted
-from qwen2_audio.serving.ui.transcript import Transcript
+from qwen2_audio.serving.ui.transcribing import _wanted
 from qwen2_audio.serving.ui.wishes import Wishes
 from tests.serving.fake_backend import FakeBackend
-from tests.tiny import sound
+from tests.ui.clips import PlainMedia, clip, hearing_of
 
 PACKAGE = Path(qwen2_audio.serving.ui.__file__).parent
 OPTIONS = GenerationOptions()
 WISHES = ("", "", 0.0, 1.0, 0, 1.0, 64, "", False, "")
 """The side panel untouched."""
-
-
-def clip(seconds: float = 1.0, name: str = "a.wav") -> Any:
-    return new_clip(AudioPart((sound(seconds), SAMPLE_RATE)), name)
-
-
-class PlainMedia:
-    """Decodes in this process."""
-
-    async def from_base64(self, data: str, format: str = "") -> AudioPart:
-        import base64
-
-        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="float32")
-        return AudioPart((samples, rate))
-
-    async def from_url(self, url: str, told: list[str] | None = None) -> AudioPart:
-        return AudioPart((sound(0.5), SAMPLE_RATE))
 
 
 def answered(backend: FakeBackend, chat: Chat, turn: Turn, system: str = "") -> Turn:
@@ -73,10 +48,6 @@ def answered(backend: FakeBackend, chat: Chat, turn: Turn, system: str = "") -> 
 
     asyncio.run(run())
     return turn
-
-
-def hearing_of(**limits: Any) -> Hearing:
-    return Hearing(PlainMedia(), Clips(), Settings(**limits))  # type: ignore[arg-type]
 
 
 def asking_of(backend: FakeBackend, **limits: Any) -> Asking:
@@ -197,77 +168,9 @@ def test_messages_and_their_turns() -> None:
     assert shown[5]["content"][0]["text"] == "&lt;b>" and unescaped(plain("a < b")) == "a < b"
 
 
-def test_names_of_recordings_are_no_markup() -> None:
-    card = clip_card(clip(name='"><img src=x onerror=alert(1)>'), texts("en"))
-    assert "<img src=x" not in card and "&lt;img src=x" in card
-
-
-def test_what_is_not_whole_is_said() -> None:
-    damaged = new_clip(AudioPart((sound(1.0), SAMPLE_RATE)), "a.mp3", ["<a.mp3> is damaged in one place, left out"])
-    assert "&lt;a.mp3&gt; is damaged in one place, left out" in clip_card(damaged, texts("en"))
-    lost = Segment(1.5, 2.0, "", "length")
-    transcript = Transcript("a", told=["the file is damaged"], cut=[lost], seconds=3.0)
-    shown = _gone(transcript, texts("en"))
-    assert "the file is damaged" in shown and "cut short at 1.5 s" in shown
-
-
-def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
-    with pytest.raises(AudioError, match=r"gone\.wav is no longer here; attach it again"):
-        asyncio.run(hearing_of().files([str(tmp_path / "gone.wav")]))
-
-
-def test_clips_that_nobody_claims_go() -> None:
-    clips, clock = Clips(), time.monotonic()
-    token = clips.wait(clip()).token
-    assert clips.get(token) is not None
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(time, "monotonic", lambda: clock + 200)
-        clips.sweep()
-    assert clips.get(token) is None
-
-
 def test_a_saved_conversation_of_too_many_values() -> None:
     with pytest.raises(ConversationError, match="holds more than any conversation does"):
         asyncio.run(read("[" + "[]," * 1_000_001 + "[]]", PlainMedia(), Clips()))  # type: ignore[arg-type]
-
-
-def test_clips_live_as_long_as_somebody_holds_them() -> None:
-    clips = Clips()
-    waiting, token = clips.wait(clip()), ""
-    token = waiting.token
-    del waiting
-    assert clips.get(token) is clips.claim(token)
-    assert clips.get(token) is None  # nobody holds it any more
-    with pytest.raises(AudioError, match="record it again"):
-        clips.claim(token)
-
-
-def test_a_clip_is_what_the_model_hears() -> None:
-    long = clip(61.0)
-    assert (long.windows, round(long.seconds)) == (3, 61)
-    quiet = sound(59.0)
-    for second in (21, 44):
-        quiet[second * SAMPLE_RATE :][: SAMPLE_RATE // 2] = 0.0
-    paused = new_clip(AudioPart((quiet, SAMPLE_RATE)), "a.wav")
-    heard = [piece.shape[0] for piece in cut_windows(quiet)]
-    assert paused.windows == len(heard) == 3 and clip(30.0).windows == 1
-    np.testing.assert_allclose(np.diff([0.0, *paused.cuts, 1.0]) * quiet.shape[0], heard)
-    samples, rate = soundfile.read(io.BytesIO(long.wav()), dtype="float32")
-    assert rate == SAMPLE_RATE and np.abs(samples - long.samples).max() < 1e-4
-
-
-def test_pictures_show_loudness_pitch_and_cuts() -> None:
-    from PIL import Image
-
-    tone = np.sin(2 * np.pi * 2000 * np.arange(16_000) / 16_000).astype(np.float32)
-    tone[8000:] = 0
-    opacity = np.asarray(Image.open(io.BytesIO(picture(tone, (0.75,)))).convert("RGBA"))[..., 3].astype(float)
-    assert opacity.shape == (WAVE_ROWS + TONE_ROWS, COLUMNS)
-    assert opacity[:, :300].mean() > 3 * opacity[:, 340:450].mean()
-    row = int(opacity[WAVE_ROWS:, 100].argmax())
-    assert abs(row - (1 - np.log(2000 / 60) / np.log(8000 / 60)) * TONE_ROWS) < 3
-    assert opacity[:, 480].mean() > 5 * opacity[:, 500].mean()  # the cut
-    assert picture(np.zeros(400, np.float32), ())[:4] == b"\x89PNG"
 
 
 def test_a_saved_conversation_comes_back() -> None:

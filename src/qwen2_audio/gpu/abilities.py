@@ -16,6 +16,11 @@ _HALF = (torch.bfloat16, torch.float16)
 _Launches = TypeVar("_Launches", bound=Callable[..., Any])
 
 
+def reason(error: Exception) -> str:
+    """An error in a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @functools.cache
 def compiles(device: torch.device) -> bool:
     """Whether kernels can be compiled for a GPU: that takes Triton, which comes with torch on Linux, a C compiler and Python's
@@ -26,12 +31,11 @@ def compiles(device: torch.device) -> bool:
     try:
         from qwen2_audio.gpu.elementwise import gated
 
-        gated(*torch.ones(2, 1, 16, dtype=torch.bfloat16, device=device))
+        gated(*torch.ones(2, 1, 16, dtype=torch.float16, device=device))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler complains about
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        LOG.warning("the plain layers go on alone, more slowly: Triton cannot compile here (%s)", why)
+        LOG.warning("the plain layers go on alone, more slowly: Triton cannot compile here (%s)", reason(error))
         return False
     return True
 

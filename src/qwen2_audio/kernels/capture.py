@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-LOG = logging.getLogger("qwen2_audio.kernels")
 TRIALS = 2
 """So often what comes out of a graph is compared with what the plain layers give, which is what counts then."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
@@ -55,8 +53,3 @@ def difference(found: Tensor, plain: Tensor) -> float | None:
         return None
     far = (found - plain).float().norm(dim=-1) / plain.float().norm(dim=-1)
     return float(far.nan_to_num(torch.inf).max()) / _TOLERANCE[plain.dtype]
-
-
-def reason(error: Exception) -> str:
-    """An error in a line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qwen2_audio.gpu.abilities import attends_packed
-from qwen2_audio.kernels.capture import LOG, TRIALS, Capture, Replay, cuda_capture, difference, reason
+from qwen2_audio.gpu.abilities import LOG, attends_packed, reason
+from qwen2_audio.kernels.capture import TRIALS, Capture, Replay, cuda_capture, difference
 from qwen2_audio.model.attention import Packing
 from qwen2_audio.model.audio_encoder import AudioEncoder
 

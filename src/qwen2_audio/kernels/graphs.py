@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from qwen2_audio.gpu.abilities import attends_packed, compiles
-from qwen2_audio.kernels.capture import LOG, TRIALS, Capture, cuda_capture, difference, reason
+from qwen2_audio.gpu.abilities import LOG, attends_packed, compiles, reason
+from qwen2_audio.kernels.capture import TRIALS, Capture, cuda_capture, difference
 from qwen2_audio.model.kv_cache import Cache
 from qwen2_audio.model.language_model import LanguageModel
 
