@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
 
 import httpx
 import pytest
 import trustme
-from websockets.sync.client import connect
+from websockets.asyncio.client import connect
 
 from qwen2_audio.errors import UsageError
 from qwen2_audio.serving.server import check_certificate
 from qwen2_audio.serving.settings import Settings
 from tests.serving.fake_backend import FakeBackend
-from tests.serving.http_server import HttpServer
+from tests.serving.http_server import PATIENCE, HttpServer
 
 ANSWERED = {"model": "fake", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
 
@@ -34,6 +35,12 @@ def files(authority: trustme.CA, tmp_path: Path) -> dict[str, str]:
     return {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
 
 
+async def first_event(address: str, trusting: ssl.SSLContext) -> str:
+    """What the server says first. Not the threaded client: it reads and writes one TLS socket at once and fails by chance."""
+    async with connect(address, ssl=trusting) as socket:
+        return await asyncio.wait_for(socket.recv(decode=True), PATIENCE)
+
+
 def test_answers_streams_and_voice_over_https(files: dict[str, str], authority: trustme.CA) -> None:
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
@@ -45,8 +52,7 @@ def test_answers_streams_and_voice_over_https(files: dict[str, str], authority: 
             answer = client.post("/v1/chat/completions", json=asked)
         assert answer.status_code == 200 and answer.text.rstrip().endswith("data: [DONE]")
         address = secure.replace("https://", "wss://") + f"/v1/realtime?model={models[0]['id']}"
-        with connect(address, ssl=trusting) as socket:
-            assert '"session.created"' in socket.recv(timeout=20)
+        assert '"session.created"' in asyncio.run(first_event(address, trusting))
         with pytest.raises(httpx.HTTPError):
             httpx.get(server.url + "/health")
 
