@@ -127,7 +127,7 @@ def test_configurations_parse(config: Path) -> None:
 def test_launch_configurations_are_those_of_accelerate(launch: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    assert load_config_from_file(str(launch)).num_processes == 2
+    assert load_config_from_file(str(launch)).num_processes == (1 if launch.stem == "one" else 2)
     assert launch.read_text().startswith("# ")
 
 

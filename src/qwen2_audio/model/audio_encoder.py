@@ -1,7 +1,7 @@
 """The audio encoder: Whisper's encoder, with pooling by two before the final norm.
 
-Each clip is encoded at its own length. With attention confined to the valid frames, the frames past the end of a clip
-change nothing, so only the two mel frames that the convolutions reach beyond the last valid one are needed.
+Each clip is encoded at its own length: with attention confined to valid frames, those past its end change nothing, but for the
+two that the convolutions reach. These are functions here, no modules: processes that share layers must call as many modules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import conv1d, gelu
 
 from qwen2_audio.config import AudioConfig, audio_tokens, encoder_frames
 from qwen2_audio.model.attention import Packing, attend
@@ -96,6 +96,6 @@ class AudioEncoder(nn.Module):
         return self.layer_norm(torch.cat(pairs).unflatten(0, (-1, 2)).mean(1))
 
     def _embed(self, mel: Tensor, length: int) -> Tensor:
-        x = gelu(self.conv1(mel.to(self.conv1.weight.dtype)))
-        x = gelu(self.conv2(x))[:, :length].T
+        x = gelu(conv1d(mel.to(self.conv1.weight.dtype), self.conv1.weight, self.conv1.bias, padding=1))
+        x = gelu(conv1d(x, self.conv2.weight, self.conv2.bias, stride=2, padding=1))[:, :length].T
         return x + self.embed_positions.weight[:length]
