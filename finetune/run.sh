@@ -11,9 +11,11 @@
 #   --config FILE         another configuration; name its --engine, too
 #   --engine NAME         for several processes, a file of configs/accelerate: ddp (with LoRA the default), fsdp2,
 #                         deepspeed_z1, deepspeed_z2, deepspeed_z3 (without LoRA the default), ...
+#   --resume auto|never   go on with the run in the output folder (the default), or refuse it
 #   KEY=VALUE ...         anything else of the configuration: steps=500 language_model.rank=64 evaluation.metric=wer
 #
-# Environment: GPUS_PER_NODE (default: those that are here, one process without any), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+# Environment: GPUS_PER_NODE (default: those that are here, one process without any), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT;
+# PYTHON (default: the one of .venv).
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -24,7 +26,7 @@ changes=()
 while (($#)); do
   case "$1" in
     --lora) lora=1; shift; continue ;;
-    --train_file | --eval_file | --model | --model_name_or_path | --output_dir | --config | --engine)
+    --train_file | --eval_file | --model | --model_name_or_path | --output_dir | --config | --engine | --resume)
       (($# > 1)) || fail "$1 needs a value" ;;
     --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit ;;
     *=*) changes+=("$1"); shift; continue ;;
@@ -37,6 +39,7 @@ while (($#)); do
     --output_dir) output="$2" ;;
     --config) config="$2" ;;
     --engine) engine="$2" ;;
+    --resume) changes+=("resume=$2") ;;
   esac
   shift 2
 done

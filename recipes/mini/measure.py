@@ -2,6 +2,7 @@
 
     python recipes/mini/measure.py --model mini --read LIBRISPEECH_FOLDER
     python recipes/mini/measure.py --model mini --ask
+    python recipes/mini/measure.py --model BEFORE AFTER --faithful ESC10_FOLDER
     python recipes/mini/measure.py --model mini --sounds ESC10_FOLDER --emotions EMODB_FOLDER --faithful ESC10_FOLDER
 
 `--read` transcribes the clips of split "test" of a folder with a manifest.jsonl (fields audio, gt, split); with `--split train`
@@ -173,7 +174,7 @@ def measure_faithfulness(assistant: Assistant, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mini")
+    parser.add_argument("--model", nargs="+", default=["mini"], help="several are measured one after the other")
     parser.add_argument("--read", type=Path)
     parser.add_argument("--split", default="test", help="of --read: test, or train, which was learnt from")
     parser.add_argument("--spoken", default="", metavar="VOICE", help="of --read: the sentences in a synthetic voice")
@@ -189,7 +190,13 @@ def main() -> None:
     args = parser.parse_args()
     if not any((args.read, args.ask, args.sounds, args.emotions, args.faithful)):
         sys.exit("say what to measure: --read, --ask, --sounds, --emotions, --faithful")
-    assistant = load(args.model, dtype="float32" if args.quantize == "none" else "auto", quantize=args.quantize)
+    for name in args.model:
+        print(f"-- {name}")
+        measure(load(name, dtype="float32" if args.quantize == "none" else "auto", quantize=args.quantize), args)
+
+
+def measure(assistant: Assistant, args: argparse.Namespace) -> None:
+    """Print what the arguments ask for, of one model."""
     if args.read:
         measure_reading(assistant, args.read, args.batch, args.split, args.spoken)
     if args.ask:

@@ -58,6 +58,9 @@ def test_stages(plan: Path, tmp_path: Path, stage: str) -> None:
         (["language_model.layers=[0, 9]"], "language_model.layers has 9, which is no layer of it; there are 0 to "),
         (["projector.layers=[0]"], "projector.layers has 0, which is no layer of it; it has none"),
         (["model=/no/such/model"], "/no/such/model"),
+        (["--resume", "sometimes"], "resume must be one of auto, never, got 'sometimes'"),
+        (["projector.targets=[linear]"], "targets must be left out where a part learns in full"),
+        (["next_token_weight=0.0", "spoken_weight=1.0"], "freeze it: language_model.learn=frozen"),
         (["stage=dpo"], "is for stage 'dpo', not 'sft'; give another file, or stage=sft"),
     ],
 )

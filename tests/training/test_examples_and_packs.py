@@ -159,6 +159,8 @@ def test_json_lines(processor: Processor, data: Path) -> None:
         ('{"audio": "none.wav", "prompt": "", "gt": "x"}', "line 1: no such file"),
         ('{"messages": [{"role": "tool", "content": "x"}]}', "line 1: unknown role"),
         ('{"messages": []}', "line 1: the conversation is empty"),
+        ('{"query": "x", "response": " "}', "line 1: the answer is empty"),
+        ('{"audio": "none.wav", "prompt": "", "gt": " "}', "line 1: the answer is empty"),
         ('{"messages": [{"role": "user", "content": "<|im_end|>"}]}', "line 1: .*control token"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "line 1: the row holds nothing to learn"),
         ('{"audio": "none.wav", "prompt": null, "gt": "x"}', 'line 1: "prompt" must be a text'),

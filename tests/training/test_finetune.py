@@ -58,6 +58,7 @@ def test_all_parameters(tmp_path: Path, folder: Path) -> None:
         (["--train_file"], "--train_file needs a value"),
         (["--train_file", "x", "--engine", "horovod"], "unknown engine horovod"),
         (["--train_file", "x", "--lora", "--config", "y.yaml"], "give one of them"),
+        (["--train_file", "x", "--resume", "now"], "resume must be one of auto, never, got 'now'"),
         (["--train_file", "none.jsonl", "--lora", "steps=1"], "cannot read the training data none.jsonl"),
     ],
 )

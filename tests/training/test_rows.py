@@ -126,6 +126,12 @@ def test_bare_rows() -> None:
             "conversations": [{"from": "human", "value": "<audio>What is said?"}], "audios": ["a.wav"],
             "chosen": {"from": "gpt", "value": "Hello."}, "rejected": {"from": "gpt", "value": "Bye."},
         },
+        {
+            "messages": [{"role": "user", "content": PARTS}, ANSWER],
+            "rejected_messages": [{"role": "user", "content": PARTS}, {"role": "assistant", "content": "Bye."}],
+        },
+        {"prompt": [{"role": "user", "content": PARTS}], "chosen": [ANSWER], "rejected": [{"content": "Bye."}]},
+        {"prompt": "What is said?", "audio": "a.wav", "chosen": "Hello.", "rejected": "Bye."},
     ],
 )  # fmt: skip
 def test_preferences(row: dict[str, Any]) -> None:
@@ -159,6 +165,9 @@ def test_preferences(row: dict[str, Any]) -> None:
         ({"audio": "a.wav", "prompt": None, "gt": "x"}, '"prompt" must be a text, got None'),
         ({"query": "x", "chosen": "same", "rejected": "same"}, "nothing to prefer"),
         ({"query": "x", "chosen": "", "rejected": "same"}, "not empty"),
+        ({"query": "x", "chosen": "same", "rejected": "  "}, "rejected answer is empty"),
+        ({"query": "x", "response": "a", "rejected_response": "b", "rejected": "c"}, "worse answer is given 2 times"),
+        ({**tagged(rejected_response="x"), "rejected_audios": ["b.wav"]}, 'leave out "rejected_audios"'),
         ({"query": "x", "rejected": "same"}, 'a preference needs "chosen"'),
         ({"query": "x", "answer": "y"}, 'a row with "query" needs a "response"'),
         ({"query": "x", "history": [["a", "b"]], "response": None}, 'a row with "query" needs a "response"'),
@@ -201,3 +210,9 @@ def test_preferences(row: dict[str, Any]) -> None:
 def test_what_does_not_fit_is_named(row: Any, named: str) -> None:
     with pytest.raises(Qwen2AudioError, match=named):
         parse_row(row, FOLDER)
+
+
+def test_a_stretch_of_a_recording_in_the_row() -> None:
+    part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"sound").decode()}, "start": 1, "end": 2}
+    parsed = parse_row({"messages": [{"role": "user", "content": [part]}, ANSWER]}, FOLDER)
+    assert isinstance(parsed, ChatRow) and parsed.conversation.messages[0].parts == (AudioPart(b"sound", 1, 2),)

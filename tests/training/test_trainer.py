@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from qwen2_audio.checkpoints.load import load_model
 from qwen2_audio.checkpoints.merge import merge_trained, own_weights
 from qwen2_audio.checkpoints.sample import sample_of
+from qwen2_audio.cli.main import app
 from qwen2_audio.errors import CheckpointError, UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor
@@ -23,9 +25,10 @@ from qwen2_audio.training.collate import pack
 from qwen2_audio.training.config import GROUPS, GroupConfig, TrainConfig, load_train_config
 from qwen2_audio.training.datasets import Rows, build_example
 from qwen2_audio.training.losses import hear, target_losses
+from qwen2_audio.training.signals import stop_signals
 from qwen2_audio.training.tracking import LOG
 from qwen2_audio.training.trainer import Trainer, train
-from tests.tiny import tiny_model
+from tests.tiny import tiny_folder, tiny_model
 from tests.training.plans import losses, silent, small_plan
 
 
@@ -87,6 +90,49 @@ def test_a_signal_saves_first_and_nothing_is_lost(plan: TrainConfig) -> None:
     assert "resumed at step 2" in said
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_a_row_that_cannot_be_used_costs_nothing(plan: TrainConfig) -> None:
+    plan = replace(plan, save_every=100)
+    whole = load_file(train(replace(plan, out=plan.out + "-whole"), silent))
+    data = Path(str(plan.data))
+    good = data.read_text()
+    data.write_text("\n".join([*good.splitlines()[:-1], "{"]))
+    with pytest.raises(UsageError, match="line 8"):
+        train(plan, silent)
+    learnt = losses(plan)
+    assert learnt
+    data.write_text(good)
+    said: list[str] = []
+    resumed = load_file(train(plan, said.append))
+    assert said[0] == f"resumed at step {len(learnt)}"
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_a_stop_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("qwen2_audio.training.signals.time.monotonic", lambda: now[0])
+    stopped = []
+    with pytest.raises(KeyboardInterrupt), stop_signals(lambda: stopped.append(now[0])):
+        for now[0] in (0.0, 0.1):
+            signal.raise_signal(signal.SIGINT)
+        assert stopped == [0.0, 0.1]
+        now[0] = 5.0
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_goes_on_from_what_it_was_started_from(plan: TrainConfig) -> None:
+    start = Path(plan.out + "-start.safetensors")
+    train(plan, silent)
+    shutil.copy(Path(plan.out) / "trained.safetensors", start)
+    second = replace(plan, out=plan.out + "-second", start=str(start), steps=1)
+    train(second, silent)
+    assert Trainer(replace(second, steps=2), silent).step == 1
+    train(replace(plan, steps=13), silent)
+    shutil.copy(Path(plan.out) / "trained.safetensors", start)
+    with pytest.raises(UsageError, match=r"was started from another .*-start\.safetensors than is there now"):
+        Trainer(replace(second, steps=2), silent)
 
 
 def test_a_run_is_not_mixed_with_another(plan: TrainConfig) -> None:
@@ -191,6 +237,17 @@ def test_every_repetition_is_augmented_anew(plan: TrainConfig, processor: Proces
     assert torch.equal(plain[1].clips[0].mel, plain[1 + len(plain)].clips[0].mel)
 
 
+def test_a_row_that_gets_too_long_stays_as_it_is(
+    plan: TrainConfig, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, data = (Rows(plan.data, processor, build_example, augmented=share) for share in (0.0, 1.0))
+    fits = len(plain[6].ids)
+    positions = range(6, 6 + 20 * len(data), len(data))
+    assert max(len(data[position].ids) for position in positions) > fits
+    monkeypatch.setattr(processor, "context_length", fits)
+    assert max(len(data[position].ids) for position in positions) == fits
+
+
 def test_recomputing_changes_nothing_but_the_memory(plan: TrainConfig) -> None:
     some = {
         "encoder": GroupConfig("lora", 1e-2, rank=4, targets=("fc1",)),
@@ -275,6 +332,10 @@ def test_a_run_knows_the_model_that_it_was_made_of(plan: TrainConfig, folder: Pa
         merge_trained(load_model(folder), trained)
         with pytest.raises(CheckpointError, match="was trained on another model"):
             merge_trained(other, trained)
+    base = tiny_folder(result.parent.with_name("other"), other)
+    refused = CliRunner().invoke(app, ["merge", str(result), f"{plan.out}-a", "--adapter", "--model", str(base)])
+    assert refused.exit_code == 2 and "was trained on another model" in refused.stderr
+    assert not Path(f"{plan.out}-a").exists()
     on = replace(plan, steps=1, start=str(result), out=plan.out + "-on")
     Trainer(on, silent)
     with pytest.raises(UsageError, match=r"trained\.safetensors was trained on another model, whose .* differs"):

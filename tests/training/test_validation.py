@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,36 @@ def test_another_measurement_has_another_best(plan: TrainConfig, tmp_path: Path)
     assert Trainer(replace(plan, evaluation=replace(measured, every=3)), silent).best == trainer.best
     other = replace(measured, data=str(write_rows(tmp_path, "held.jsonl")))
     assert math.isnan(Trainer(replace(plan, evaluation=other), silent).best)
+
+
+def test_answers_that_are_not_measured_any_more_leave_the_best_open(plan: TrainConfig) -> None:
+    """Engines that share the model measure the loss alone."""
+    plan = replace(plan, evaluation=EvalConfig(plan.data, every=5, metric="accuracy", samples=1), steps=1)
+    trainer = Trainer(plan, silent)
+    trainer.run()
+    assert Trainer(plan, silent).best == trainer.best
+    (file,) = Path(plan.out).glob("checkpoints/*/state.pt")
+    torch.save({**torch.load(file, weights_only=True), "engine": "fsdp2"}, file)
+    assert math.isnan(Trainer(plan, silent).best)
+
+
+def test_features_may_be_kept_within_the_run(plan: TrainConfig) -> None:
+    plan = replace(plan, feature_cache=f"{plan.out}/cache/encoder", steps=1)
+    Trainer(plan, silent)  # killed before its first checkpoint
+    train(plan, silent)
+    assert list(Path(plan.out, "cache", "encoder").rglob("*.safetensors"))
+
+
+def test_steps_that_are_made_again_are_drawn_once(plan: TrainConfig) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plan = replace(plan, trackers=("tensorboard",), steps=7)
+    train(plan, silent)
+    shutil.rmtree(Checkpoints(Path(plan.out), 2).finished()[-1])  # as if killed after step 7, before it was saved
+    train(plan, silent)
+    drawn = EventAccumulator(str(Path(plan.out) / "tensorboard"))
+    drawn.Reload()
+    assert [event.step for event in drawn.Scalars("loss")] == list(range(1, 8))
 
 
 def test_the_latest_few_checkpoints_stay(plan: TrainConfig) -> None:

@@ -89,12 +89,15 @@ def _changes(state: Mapping[str, Tensor], path: Path) -> Iterator[tuple[str, Ten
             raise CheckpointError(f"{path} has {target} in the shape {other}; it is of another model")
     other = differs({name: state[name] for name in state.keys() - trained.whole.keys()}, trained.sample or "{}")
     if other:
-        raise CheckpointError(
-            f"{path} was trained on another model, whose {other} differs; give that model as the base"
-        )
+        raise other_model(path, other)
     for target in targets:
         correction = trained.corrections.get(target)
         yield target, trained.whole[target] if correction is None else correction.apply(state[target].detach().cpu())
+
+
+def other_model(path: Path, name: str) -> CheckpointError:
+    """The error of what was trained on a model whose weight of that name is another."""
+    return CheckpointError(f"{path} was trained on another model, whose {name} differs; give that model as the base")
 
 
 def read_changes(path: Path) -> Trained:

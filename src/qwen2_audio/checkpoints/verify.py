@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qwen2_audio.checkpoints.load import EMBEDDING, HEAD, load_config, weight_files
-from qwen2_audio.checkpoints.merge import read_changes
+from qwen2_audio.checkpoints.merge import Trained, other_model, read_changes
 from qwen2_audio.checkpoints.names import canonical
+from qwen2_audio.checkpoints.sample import differs
 from qwen2_audio.errors import CheckpointError
 
 
@@ -46,6 +48,14 @@ def verify_merged(base: Path, merged: Path, path: Path) -> int:
             raise CheckpointError(f"the merged checkpoint has another {name} than it should; merge again")
         changed += not torch.equal(new, old.to(new.dtype))
     return changed
+
+
+def check_base(base: Path, path: Path, trained: Trained) -> None:
+    """Raise `CheckpointError` where what was trained was trained on another model than the one in a checkpoint folder."""
+    before, kept = _Tensors(base), json.loads(trained.sample or "{}")
+    there = {name: before.read(name) for name in kept if name in before.files and name not in trained.whole}
+    if other := differs(there, trained.sample or "{}"):
+        raise other_model(path, other)
 
 
 class _Tensors:

@@ -24,9 +24,12 @@ def merge(
         if dtype != "float32":
             raise UsageError("an adapter is always of float32; leave --dtype out")
         from qwen2_audio.checkpoints.adapter import write_adapter
+        from qwen2_audio.checkpoints.hub import find_checkpoint
         from qwen2_audio.checkpoints.merge import read_trained
+        from qwen2_audio.checkpoints.verify import check_base
 
         found = read_trained(trained)
+        check_base(find_checkpoint(model), trained, found)
         write_adapter(out, found.whole, found.corrections, model, found.sample)
         print(out)
         return

@@ -14,15 +14,20 @@ from qwen2_audio.cli.terminal import say
 train = typer.Typer(no_args_is_help=True, help="Train a model, or look at how it went.")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
+Resume = Annotated[
+    str | None,
+    typer.Option("--resume", help="auto: go on with the run in `out`; never: refuse it. The same as resume=..."),
+]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="In place of what the file says.")]
 
 
 def _stage(name: str, about: str) -> None:
-    def run(config: Config, changes: Changes = None) -> None:
+    def run(config: Config, changes: Changes = None, resume: Resume = None) -> None:
         from qwen2_audio.training.config import load_train_config
         from qwen2_audio.training.trainer import train as start
 
-        result = start(load_train_config(config, changes or (), name), say)
+        given = [*(changes or ()), *([f"resume={resume}"] if resume else [])]
+        result = start(load_train_config(config, given, name), say)
         if os.environ.get("RANK", "0") == "0":
             print(result, flush=True)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # all is written; torch's own threads may abort a tidy exit

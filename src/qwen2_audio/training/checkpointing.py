@@ -8,6 +8,8 @@ OUT/adapter/                     the same for peft, where only LoRA (and the pro
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from torch import Tensor
 from qwen2_audio.checkpoints.sample import SAMPLE
 from qwen2_audio.errors import UsageError
 from qwen2_audio.training.config import GROUPS, GroupConfig, TrainConfig
+from qwen2_audio.training.plot import CURVES
 
 RESULT, BEST, ADAPTER = "trained.safetensors", "best.safetensors", "adapter"
 STATE, WEIGHTS = "state.pt", "weights.pt"
@@ -42,6 +45,23 @@ class Checkpoints:
     def finished(self) -> list[Path]:
         """From the oldest to the latest."""
         return sorted(self.folder.glob("step-*[0-9]"))
+
+    def check_place(self, config: TrainConfig) -> None:
+        """Raise `UsageError` where the run's folder holds something else than this run."""
+        out, holds_run = self.folder.parent, bool(self.finished())
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"out={out} is a file; give a folder")
+        if not out.is_dir() or not any(out.iterdir()):
+            return
+        if holds_run and config.resume == "never":
+            raise UsageError(f"{out} holds a run already; give another out, or resume=auto to go on with it")
+        cache = os.path.relpath(Path(config.feature_cache or "checkpoints").resolve(), out.resolve()).split(os.sep)[0]
+        own = ("checkpoints", cache, "tensorboard", "log.", "reference.", "evaluation.", CURVES, RESULT, BEST, ADAPTER)
+        strange = sorted(path.name for path in out.iterdir() if not path.name.startswith(own))
+        if not holds_run and (out / RESULT).exists():
+            raise UsageError(f"{out} holds a finished run without its checkpoints; give another out, or remove it")
+        if strange and not holds_run:
+            raise UsageError(f"{out} is not empty and holds no run (there is {strange[0]}); give another out")
 
     def part(self, step: int) -> Path:
         """Where a checkpoint is written before it counts."""
@@ -84,7 +104,21 @@ def read_state(folder: Path, config: TrainConfig, sample: str) -> dict[str, Any]
             f"the run in {config.out} was started on another model than what {config.model} is now; "
             "give that one, or another out"
         )
+    start = content_of(config.start)
+    if state.get("start", start) != start:
+        raise UsageError(
+            f"the run in {config.out} was started from another {config.start} than is there now; put that back, or give "
+            "another out"
+        )
     return state
+
+
+def content_of(file: str) -> str:
+    """What tells a file from others of its name; "" for none."""
+    if not file:
+        return ""
+    with reading(Path(file)), Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _without_rates(value: Any) -> Any:

@@ -40,6 +40,8 @@ class GroupConfig:
         _check(self.rank > 0, "rank", "above 0", self.rank)
         _check(self.alpha > 0, "alpha", "above 0", self.alpha)
         _check(self.learning_rate >= 0, "learning_rate", "at least 0", self.learning_rate)
+        rule = 'left out where a part learns in full: they are for learn "lora" (layers may be chosen)'
+        _check(self.learn != "full" or not self.targets, "targets", rule, self.targets)
 
     @property
     def scale(self) -> float:
@@ -199,6 +201,9 @@ class TrainConfig:
             raise UsageError("distil_states goes beside distil; set distil, too, or distil_states to 0")
         if self.spoken_weight and self.embeddings.learn != "frozen":
             raise UsageError("spoken_weight needs the embeddings as they are; freeze them, or set it to 0")
+        for name in ("language_model", "head"):
+            if not self.next_token_weight and getattr(self, name).learn != "frozen":
+                raise UsageError(f"next_token_weight 0 leaves the language model out; freeze it: {name}.learn=frozen")
         if not self.next_token_weight and not self.spoken_weight:
             raise UsageError("next_token_weight and spoken_weight are both 0; there is nothing to learn")
         for name in self.trackers:

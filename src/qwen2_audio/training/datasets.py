@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from qwen2_audio.errors import UsageError
+from qwen2_audio.errors import ContextLengthError, UsageError
 from qwen2_audio.processing.audio import load_part
 from qwen2_audio.processing.chat_template import (
     GENERATION_PROMPT,
@@ -117,7 +117,13 @@ class Rows(Generic[Built]):
 
     def _example(self, source: Source, index: int, change: np.random.Generator | None) -> Built:
         with _at(source, index):
-            return self._build(source.row(index), source.folder, self._processor, change)
+            row = source.row(index)
+            try:
+                return self._build(row, source.folder, self._processor, change)
+            except ContextLengthError:
+                if change is None:
+                    raise
+                return self._build(row, source.folder, self._processor, None)  # it was slowed down too far
 
     def places(self, positions: Iterable[int]) -> list[str]:
         """Where the rows of positions stand."""
@@ -186,12 +192,12 @@ def build_example(
         answers = [
             message.text for message, learnt in zip(parsed.conversation.messages, parsed.learnt, strict=True) if learnt
         ]
+        _check_answers(answers)
     else:
         _check_language_tag(parsed.target, processor)
         tag = _tag_of(parsed.target)
         answers = [parsed.target if tag in CONTROL_TOKENS else parsed.target.removeprefix(tag)]
-        if not answers[0].strip():
-            raise UsageError("the answer is empty; give the row a text, or leave it out")
+        _check_answers(answers)
         check_text(answers[0], "the answer")
         pieces = [(render_base(len(parsed.audios), parsed.prompt), False), (parsed.target + END_OF_TEXT, True)]
         audios = list(parsed.audios)
@@ -207,6 +213,11 @@ def build_example(
     written = _in_writing(parsed, processor) if said else None
     asked = [i for i, token in enumerate(example.ids) if token == processor.audio_token_id and written is not None]
     return replace(example, in_writing=written, asked=asked)
+
+
+def _check_answers(answers: list[str]) -> None:
+    if not all(answer.strip() for answer in answers):
+        raise UsageError("the answer is empty; give the row a text, or leave it out")
 
 
 def _in_writing(row: ChatRow, processor: Processor) -> Example | None:
@@ -278,7 +289,7 @@ def _assemble(pieces: Sequence[tuple[str, bool]], clips: list[Clip], processor: 
     if not any(learnt):
         raise UsageError("the row holds nothing to learn; give it an answer of the assistant")
     if len(ids) > processor.context_length:
-        raise UsageError(
+        raise ContextLengthError(
             f"the row has {len(ids)} tokens, the model's context holds {processor.context_length}; split it"
         )
     return Example(ids, learnt, clips)

@@ -4,7 +4,8 @@
   parts, or as `"audios": [...]` whose places the text marks with `<audio>` (a single one without a mark comes first);
 - the same as `{"conversations": [{"from": "human", "value": ...}, ...]}` or `{"query": ..., "response": ...}`, the latter
   with `"history": [[query, response], ...]` and `"system"`;
-- preferences: a conversation with `"chosen"` and `"rejected"` answers, or with a last answer and `"rejected_response"`;
+- preferences: a conversation (or `"prompt"`) with `"chosen"` and `"rejected"` answers, or one with a last answer and
+  `"rejected_response"` or `"rejected_messages"`, the same conversation with the worse answer;
 - the official evaluation's: `{"audio": ..., "prompt": ..., "gt": ...}`, the base model's bare prompt;
 - pre-training by task: `{"audio": ..., "text": ..., "task": "asr", "language": "en"}` (tasks.json names the tasks), also
   `{"wav": ..., "txt": ...}`; where the task is about language, the target begins with the language's tag.
@@ -31,6 +32,8 @@ from qwen2_audio.errors import UsageError
 from qwen2_audio.processing.conversation import AudioPart, Conversation, Message, Part, TextPart
 
 AUDIO_TAG = "<audio>"
+_REJECTED = {"rejected", "rejected_response", "rejected_messages"}
+"""Where the worse answer stands."""
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _NOT_HEARD = ("wav", "audio_path", "audio_url", "audio_file")
 """Where other programs' conversations name their recordings."""
@@ -94,7 +97,7 @@ def parse_row(row: Any, folder: Path) -> Row:
         audios = [_audio(value, folder) for value in _audio_list(row)]
         conversation = _conversation(messages, audios, folder)
         _refuse_lost(row, conversation)
-        if "rejected" in row or "rejected_response" in row:
+        if _REJECTED & row.keys():
             return _preference(row, conversation)
         loss = tuple(_learnt(message) for message in messages)
         for message, learnt in zip(conversation.messages, loss, strict=True):
@@ -131,6 +134,11 @@ def _messages(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         if not found:
             raise UsageError("the conversation is empty; add a user message")
         return _with_system(row, found)
+    if "prompt" in row and {"chosen", "rejected"} <= row.keys():
+        prompt = row["prompt"]
+        return _messages(
+            {**row, "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
+        )
     if "conversations" in row:
         return _with_system(row, [_of_sharegpt(message) for message in row["conversations"]])
     if "query" in row:
@@ -272,7 +280,7 @@ def _audio(value: Any, folder: Path) -> AudioPart:
             return AudioPart(value["bytes"], start, end)
         given = [value[key] for key in _SOURCE_KEYS if value.get(key) is not None]
         if "input_audio" in value:
-            return AudioPart(_base64(value["input_audio"]))
+            return AudioPart(_base64(value["input_audio"]), start, end)
         if len(given) != 1 or value.keys() - {*_SOURCE_KEYS, "start", "end"}:
             raise UsageError(f'a recording is a path or {{"path": ..., "start": ..., "end": ...}}, got {value!r:.100}')
         value = given[0]["url"] if isinstance(given[0], Mapping) and "url" in given[0] else given[0]
@@ -300,7 +308,12 @@ def _preference(row: Mapping[str, Any], conversation: Conversation) -> Preferenc
     for key in ("loss_weight", "complete"):
         if key in row:
             raise UsageError(f'"{key}" is for answers that are learnt, not for preferences; leave it out')
-    rejected = _answer(row["rejected"] if "rejected" in row else row["rejected_response"])
+    if "rejected_audios" in row:
+        raise UsageError('both answers are to the same recordings; leave out "rejected_audios"')
+    given = [row[key] for key in sorted(_REJECTED) if key in row]
+    if len(given) > 1:
+        raise UsageError(f"the worse answer is given {len(given)} times; leave one of {', '.join(sorted(_REJECTED))}")
+    rejected = _answer(given[0])
     messages = conversation.messages
     if "chosen" in row:
         chosen = _answer(row["chosen"])
@@ -310,8 +323,8 @@ def _preference(row: Mapping[str, Any], conversation: Conversation) -> Preferenc
         raise UsageError('a preference needs "chosen" and "rejected", or a last answer in text and "rejected_response"')
     if not messages or messages[-1].role != "user":
         raise UsageError("before the chosen and the rejected answer, the conversation must end with the user")
-    if not chosen.strip():
-        raise UsageError("the chosen answer is empty; give it a text")
+    if not chosen.strip() or not rejected.strip():
+        raise UsageError("the chosen or the rejected answer is empty; give both a text")
     if chosen == rejected:
         raise UsageError("the chosen and the rejected answer are the same; there is nothing to prefer")
     return PreferenceRow(Conversation(messages), chosen, rejected)

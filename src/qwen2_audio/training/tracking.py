@@ -27,10 +27,10 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(out / "tensorboard"))
+        self._writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=step)
         self._writer.add_text("config", json.dumps(settings, indent=2))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -56,14 +56,14 @@ class Hosted:
 
 
 def open_trackers(
-    names: Sequence[str], out: Path, settings: Mapping[str, Any], say: Callable[[str], None]
+    names: Sequence[str], out: Path, settings: Mapping[str, Any], say: Callable[[str], None], step: int
 ) -> list[Tracker]:
-    """The trackers of these names; one that is not installed is said and left out."""
+    """The trackers of these names; one that is not installed is said and left out. `step`: the first that will be logged."""
     found: list[Tracker] = []
     for name in names:
         try:
             if name == "tensorboard":
-                found.append(TensorBoard(out, settings))
+                found.append(TensorBoard(out, settings, step))
             else:
                 import importlib
 

@@ -7,14 +7,12 @@ was cut into packs and processes.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
-from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,10 +28,10 @@ from qwen2_audio.checkpoints.load import load_config, load_model
 from qwen2_audio.checkpoints.merge import read_trained
 from qwen2_audio.checkpoints.sample import sample_of
 from qwen2_audio.config import HOP_LENGTH, SAMPLE_RATE
-from qwen2_audio.errors import CheckpointError, UsageError
+from qwen2_audio.errors import CheckpointError, Qwen2AudioError, UsageError
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import load_processor
-from qwen2_audio.runtime import choose_runtime, has_native_bfloat16
+from qwen2_audio.runtime import has_native_bfloat16
 from qwen2_audio.training.checkpointing import (
     ADAPTER,
     BEST,
@@ -41,6 +39,7 @@ from qwen2_audio.training.checkpointing import (
     STATE,
     WEIGHTS,
     Checkpoints,
+    content_of,
     plain,
     read_state,
     reading,
@@ -54,7 +53,7 @@ from qwen2_audio.training.groups import choose_what_learns, exported, names_of_t
 from qwen2_audio.training.learner import Learner
 from qwen2_audio.training.losses import head_pieces
 from qwen2_audio.training.memory import multiply_in_bfloat16, recompute_layers
-from qwen2_audio.training.plot import CURVES
+from qwen2_audio.training.processes import device_of_process, join_world
 from qwen2_audio.training.quantize import quantize_frozen
 from qwen2_audio.training.schedule import rate_factor
 from qwen2_audio.training.signals import stop_signals
@@ -62,8 +61,12 @@ from qwen2_audio.training.stages import Shown, make_stage
 from qwen2_audio.training.tracking import Tracking, open_trackers
 from qwen2_audio.training.validation import LOWER_IS_BETTER, Validation
 
-_PATIENCE = timedelta(hours=6)
-"""For the first process, which alone writes checkpoints and answers what is measured."""
+_ALONE = {
+    "feature_cache": "lets processes skip layers that they share in this launch",
+    "distil": "runs layers that processes share for some rows only",
+    "quantize": "keeps weights in a form that processes cannot share",
+}
+"""What does not go together with layers that are shared, and why."""
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
@@ -84,27 +87,20 @@ class Trainer:
     def __init__(self, config: TrainConfig, say: Callable[[str], None], model: Qwen2Audio | None = None) -> None:
         """Args: model: in place of what is in the folder `config.model`, in float32 on the device."""
         self.config = config
-        self.rank, self.world = _join_world(config.device)
+        self.rank, self.world = join_world(config.device)
         self.say = say if self.rank == 0 else lambda _: None
         torch.manual_seed(config.seed)
         self.out = Path(config.out)
         self.checkpoints = Checkpoints(self.out, config.keep)
-        self._check_out()
+        self.checkpoints.check_place(config)
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         folder = find_checkpoint(config.model)
-        self.device = _device(config.device, self.world)
+        self.device = device_of_process(config.device, self.world)
         self.engine = choose_engine(self.rank)
-        if config.feature_cache and self.engine.in_step:
-            raise UsageError("feature_cache lets processes skip layers that they share in this launch; leave it out")
-        if config.distil and self.engine.in_step:
-            raise UsageError(
-                "distil runs layers that processes share for some rows only; launch with ddp, or leave it out"
-            )
-        if config.quantize and self.engine.in_step:
-            raise UsageError(
-                "quantize keeps weights in a form that processes cannot share; launch with ddp, or leave it out"
-            )
+        for name, why in _ALONE.items():
+            if getattr(config, name) and self.engine.in_step:
+                raise UsageError(f"{name} {why}; launch with ddp, or leave it out")
         self.model = model or load_model(folder, device=self.device)
         self.sample = sample_of(self.model.state_dict())
         choose_what_learns(self.model, config)
@@ -126,31 +122,16 @@ class Trainer:
         self.learner = self.engine.prepare(learner, self._optimizer, config.clip_norm)
         self.asked_to_stop = False
         self.step, self.seconds, self.cursor, self.best = 0, 0.0, self.rank, float("nan")
+        self.saved = 0
         self._resume()
-        trackers = open_trackers(config.trackers, self.out, plain(asdict(config)), say) if self.rank == 0 else []
+        mine = config.trackers if self.rank == 0 else ()
+        trackers = open_trackers(mine, self.out, plain(asdict(config)), say, self.step + 1)
         with writing(self.out):
             self.tracking = Tracking(self.out, trackers, self.say, active=self.rank == 0)
             self.tracking.forget_after(self.step or -1)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
-
-    def _check_out(self) -> None:
-        """A folder that holds something else than a run is left alone."""
-        if self.out.exists() and not self.out.is_dir():
-            raise UsageError(f"out={self.out} is a file; give a folder")
-        if not self.out.is_dir() or not any(self.out.iterdir()):
-            return
-        holds_run = bool(self.checkpoints.finished())
-        if holds_run and self.config.resume == "never":
-            raise UsageError(f"{self.out} holds a run already; give another out, or resume=auto to go on with it")
-        cache = Path(self.config.feature_cache or "checkpoints").name
-        own = ("checkpoints", cache, "tensorboard", "log.", "reference.", "evaluation.", CURVES, RESULT, BEST, ADAPTER)
-        strange = sorted(path.name for path in self.out.iterdir() if not path.name.startswith(own))
-        if not holds_run and (self.out / RESULT).exists():
-            raise UsageError(f"{self.out} holds a finished run without its checkpoints; give another out, or remove it")
-        if strange and not holds_run:
-            raise UsageError(f"{self.out} is not empty and holds no run (there is {strange[0]}); give another out")
 
     def _optimizer(self, learner: Any) -> torch.optim.Optimizer:
         groups = optimizer_groups(learner.model, self.config)
@@ -186,7 +167,7 @@ class Trainer:
         while self.progress < 1:
             first = self.cursor
             started = time.monotonic()
-            row = self._one_step(list(islice(packs, self.config.accumulate)))
+            row = self._one_step(self._next(packs))
             if row is None:
                 places = "; ".join(self.stage.dataset.places(range(first, self.cursor, self.world)))
                 raise UsageError(
@@ -205,6 +186,20 @@ class Trainer:
             if stopping:
                 self.say(f"stopped after step {self.step}, saved; run it again to go on")
                 raise KeyboardInterrupt
+
+    def _next(self, packs: Iterator[Pack]) -> list[Pack]:
+        """What the next step learns from. Where a row cannot be used, in any process, what was learnt is saved first."""
+        first, problem, found = self.cursor, None, []
+        try:
+            found = list(islice(packs, self.config.accumulate))
+        except Qwen2AudioError as error:
+            problem = error
+        if not float(self._all(torch.tensor([float(problem is not None)], dtype=torch.float64))[0]):
+            return found
+        self.cursor = first
+        if self.step and self.step != self.saved:
+            self._save()
+        raise problem or UsageError("another process cannot use a row of its own, and says which")
 
     def _agree(self, took: float) -> tuple[float, bool]:
         """The clock steers the schedule, and a signal may reach one process first: all go by the greatest of either."""
@@ -320,10 +315,12 @@ class Trainer:
                 state = {"config": plain(asdict(self.config)), "step": self.step, "seconds": self.seconds}
                 state |= {"best": self.best, "engine": self.engine.name, "rows": len(self.stage.dataset)}
                 state |= {"cursors": cursors, "random": states, "sample": self.sample}
+                state |= {"start": content_of(self.config.start)}
                 torch.save(state, part / STATE)
         self._barrier()
         if self.rank == 0:
             self.checkpoints.finish(self.step)
+        self.saved = self.step
         self._barrier()
 
     def _gather(self, mine: list[Any]) -> list[Any]:
@@ -350,8 +347,8 @@ class Trainer:
         state, rows = read_state(folder, self.config, self.sample), len(self.stage.dataset)
         if state.get("rows", rows) != rows:
             raise UsageError(
-                f"the data has {rows} rows, and had {state['rows']} when the run in {self.out} began; put the rows back, or "
-                "give another out"
+                f"the data has {rows} rows, and had {state['rows']} when the run in {self.out} began; put the rows back "
+                "(mend a bad one in its line), or give another out"
             )
         cursors = state["cursors"]
         as_before = state["engine"] == self.engine.name and len(cursors) == self.world
@@ -365,8 +362,13 @@ class Trainer:
             self.engine.restore({f"model.{name}": tensor for name, tensor in weights.items()})
             self.engine.load(folder)
         self.step, self.seconds = state["step"], state["seconds"]
-        if {**state["config"]["evaluation"], "every": 0} == {**plain(asdict(self.config.evaluation)), "every": 0}:
-            self.best = state["best"]  # of the same measurement
+        self.saved = self.step
+        measures_alike = self.config.evaluation.metric == "loss" or state["engine"] == self.engine.name
+        if measures_alike and {**state["config"]["evaluation"], "every": 0} == {
+            **plain(asdict(self.config.evaluation)),
+            "every": 0,
+        }:
+            self.best = state["best"]
         if len(cursors) == self.world:
             self.cursor = cursors[self.rank]
             torch.set_rng_state(state["random"][self.rank])
@@ -381,19 +383,3 @@ def _add(shown: dict[str, list[float]], more: Shown) -> None:
         both = shown.setdefault(name, [0.0, 0.0])
         both[0] += total
         both[1] += count
-
-
-def _join_world(device: str) -> tuple[int, int]:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if "RANK" in os.environ and not dist.is_initialized():
-        on_gpu = torch.cuda.is_available() and device != "cpu"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
-    return int(os.environ.get("RANK", "0")), world
-
-
-def _device(name: str, world: int) -> torch.device:
-    if world > 1 and torch.cuda.is_available() and name.partition(":")[0] in ("auto", "cuda"):
-        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(own)  # before anything else makes a context on the first one
-        return own
-    return choose_runtime(name).device
