@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -57,3 +60,78 @@ def test_a_player_may_ask_for_a_stretch_of_a_clip(page: httpx.Client) -> None:
         assert stretch(beyond) == (416, f"bytes */{size}", b"")
     for other in ("bytes=0-1,5-6", "words=1-2", "bytes=x-"):  # which a server may leave unheeded
         assert stretch(other) == (200, None, whole)
+
+
+SETTINGS = ["mini", "", 0, 1, 0, 1, 64, "", False, ""]
+"""The side panel untouched."""
+
+
+def call(page: httpx.Client, event: str, data: list[Any], session: str) -> dict[str, Any]:
+    """What comes of an event of the page that somebody has written by hand."""
+    calls = page.get("config").json()["dependencies"]
+    meant = [call for call in calls if event in [each for _, each in call["targets"]]]
+    [number] = [call["id"] for call in meant if len(call["inputs"]) == len(data)]
+    asked = {"data": data, "fn_index": number, "session_hash": session, "event_data": {}}
+    page.post("gradio_api/queue/join", json=asked).raise_for_status()
+    with page.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as answer:
+        told = [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line]
+    return next(each for each in told if each["msg"] == "process_completed")
+
+
+@pytest.mark.parametrize("path", ["https://host.example/a.wav", "http://127.0.0.1:9/a.wav", "/", ""])
+@pytest.mark.parametrize("event", ["submit", "click", "upload"])
+def test_events_name_no_files_but_uploads(
+    page: httpx.Client, path: str, event: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradio import processing_utils
+
+    fetched: list[str] = []
+
+    async def fetch(url: str, **_: object) -> None:
+        fetched.append(url)
+
+    monkeypatch.setattr(processing_utils.sh, "get", fetch)
+    private = tmp_path / ("a.json" if event == "upload" else "a.wav")
+    private.write_text('{"kind": "qwen2-audio conversation", "version": 1, "turns": []}')
+    if event != "upload":
+        soundfile.write(private, sound(1.0), 16_000)
+    path = path if path.startswith("http") else path + str(private)
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    call(page, "load", [], "curious")
+    data: list[Any] = {
+        "submit": [{"text": "", "files": [file]}, *SETTINGS],
+        "click": [file, "transcribe", "mini"],
+        "upload": [file],
+    }[event]
+    told = call(page, event, data, "curious")
+    assert (told["success"], fetched, private.exists()) == (False, [], True)
+    if path.startswith("http"):
+        assert "only uploaded files are taken" in told["output"]["error"]
+    for other in ({"is_stream": True}, {"url": "https://host.example/a.wav"}):
+        file |= other
+        call(page, event, data, "curious")
+        assert fetched == [] and private.exists()
+
+
+def test_equal_uploads_lie_apart(page: httpx.Client) -> None:
+    places = [page.post("gradio_api/upload", files={"files": ("a.wav", b"the same")}).json()[0] for _ in range(2)]
+    assert places[0] != places[1] and all(Path(place).read_bytes() == b"the same" for place in places)
+
+
+def test_a_page_finds_out_whether_the_server_is_another_one(page: httpx.Client) -> None:
+    assert page.get("gradio_api/app_id").json() == {"app_id": page.get("config").json()["app_id"]}
+
+
+def test_a_page_that_lost_its_connection_is_told_so(page: httpx.Client) -> None:
+    call(page, "load", [], "lost")
+    question = [{"text": "Hello", "files": []}, *SETTINGS]
+    with page.stream("GET", "gradio_api/heartbeat/lost") as beats:
+        lines = beats.iter_lines()  # which hangs up when it goes
+        assert next(lines) == "data: ALIVE"
+        told = call(page, "submit", question, "lost")
+        assert told["success"] is True, told
+    for _ in range(100):
+        told = call(page, "submit", question, "lost")
+        if not told["success"]:
+            break
+    assert "Reload the page" in told["output"]["error"]

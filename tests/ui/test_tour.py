@@ -93,6 +93,31 @@ def test_edit_retry_clear(open_page: Open, backend: FakeBackend) -> None:
     assert page.locator(ANSWERS).count() == 0
 
 
+def test_a_conversation_is_saved_as_often_as_one_likes(open_page: Open) -> None:
+    page = open_page()
+    ask(page, "Keep this")
+    wait_for_answer(page, "Keep this")
+    page.click(".qa-gear")
+    for _ in range(2):
+        with page.expect_download() as waiting:
+            page.click("#qa-save")
+        assert "Keep this" in Path(waiting.value.path()).read_text(encoding="utf-8")
+
+
+def test_a_draft_outlives_what_is_asked_otherwise(open_page: Open) -> None:
+    page = open_page()
+    page.fill("#qa-composer textarea", "A draft")
+    page.click('[data-example="question"]')
+    wait_for_answer(page, " s]")
+    page.click('#qa-chat [aria-label="Retry"]')
+    page.wait_for_timeout(300)
+    wait_for_answer(page, " s]")
+    assert page.input_value("#qa-composer textarea") == "A draft"
+    page.click("#qa-composer .submit-button")
+    wait_for_answer(page, "A draft", number=2)
+    assert page.input_value("#qa-composer textarea") == ""
+
+
 def test_language_and_colours(open_page: Open) -> None:
     page = open_page()
     ask(page, "Hello")

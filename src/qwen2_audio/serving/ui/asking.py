@@ -19,6 +19,7 @@ from qwen2_audio.serving.ui.clips import Clip
 from qwen2_audio.serving.ui.examples import EXAMPLES
 from qwen2_audio.serving.ui.hearing import Hearing
 from qwen2_audio.serving.ui.history import written
+from qwen2_audio.serving.ui.opening import open_session
 from qwen2_audio.serving.ui.parts import for_models
 from qwen2_audio.serving.ui.sessions import Session, Sessions
 from qwen2_audio.serving.ui.texts import Texts, language_of, texts
@@ -58,7 +59,7 @@ class Asking:
                 composer = gr.update(value={"text": message.get("text") or "", "files": []})
             yield (welcome, chatbot, composer, *rest)
             return
-        async for view in self._ask(session, Turn(text, (*clips, *more)), Wishes(*wishes)):
+        async for view in self._ask(session, Turn(text, (*clips, *more)), Wishes(*wishes), taken=True):
             yield view
 
     async def example(self, event: gr.EventData, request: gr.Request, *wishes: Any) -> AsyncIterator[View]:
@@ -93,7 +94,8 @@ class Asking:
             clips = ()
         answer, problem = str(event._data.get("answer") or ""), str(event._data.get("problem") or "")
         state: State = "failed" if problem else "stopped" if event._data.get("stopped") else "done"
-        session.chat.turns.append(Turn("", clips, answer, state, problem))
+        session.chat.turns.append(Turn("", clips, answer, state, problem, gone=not clips))
+        self._hearing.bound(session.chat)
         return self._view(session)
 
     async def retry(self, event: gr.RetryData, request: gr.Request, *wishes: Any) -> AsyncIterator[View]:
@@ -101,6 +103,10 @@ class Asking:
         session = self._session(request)
         turn = turn_at(session.chat.turns, _index(event.index))
         if turn is None:
+            yield _unchanged()
+            return
+        if turn.gone:
+            gr.Warning(texts(session.language).say("clip.gone.ask"))
             yield _unchanged()
             return
         del session.chat.turns[session.chat.turns.index(turn) + 1 :]
@@ -113,6 +119,10 @@ class Asking:
         turn = turn_at(session.chat.turns, _index(event.index))
         text = unescaped(str(event.value)).strip()
         if turn is None or not text:
+            yield self._view(session)
+            return
+        if turn.gone:
+            gr.Warning(texts(session.language).say("clip.gone.ask"))
             yield self._view(session)
             return
         turns = session.chat.turns
@@ -134,7 +144,8 @@ class Asking:
         """The conversation as a file for the browser."""
         turns = self._session(request).chat.turns
         name = f"qwen2-audio-{time.strftime('%Y-%m-%d-%H%M')}.json"
-        return json.dumps({"name": name, "type": "application/json", "text": written(turns)})
+        file = {"name": name, "type": "application/json", "text": written(turns)}
+        return json.dumps({**file, "at": time.monotonic_ns()})  # else the same file is no news to the page
 
     async def load(self, path: str, request: gr.Request) -> View:
         """Go on with a saved conversation."""
@@ -160,38 +171,51 @@ class Asking:
         return messages(session.chat.turns, texts(session.language))
 
     def _session(self, request: gr.Request) -> Session:
-        return self._sessions.of(str(request.session_hash))
+        return open_session(self._sessions, request)
 
-    async def _ask(self, session: Session, turn: Turn, wishes: Wishes) -> AsyncIterator[View]:
+    async def _ask(self, session: Session, turn: Turn, wishes: Wishes, *, taken: bool = False) -> AsyncIterator[View]:
         session.chat.turns.append(turn)
-        async for view in self._answer(session, turn, wishes):
+        async for view in self._answer(session, turn, wishes, taken=taken):
             yield view
 
-    async def _answer(self, session: Session, turn: Turn, wishes: Wishes) -> AsyncIterator[View]:
+    async def _answer(
+        self, session: Session, turn: Turn, wishes: Wishes, *, taken: bool = False
+    ) -> AsyncIterator[View]:
         try:
             card = chosen(self._backend.models, wishes.model)
             options = wishes.options(card.defaults)
             self._hearing.check(session.chat.turns)
         except Qwen2AudioError as error:
             if isinstance(error, TooLongError):
-                turn.clips = ()  # which cannot be asked about; they would be held as long as the session
+                turn.let_go()  # which cannot be asked about; they would be held as long as the session
             turn.state, turn.problem = "failed", str(error)
-            yield self._view(session, fresh=True)
+            self._hearing.bound(session.chat)
+            yield self._view(session, fresh=True, taken=taken)
             return
         stream = session.chat.answer(self._backend, turn, system=wishes.system or "", options=options, model=card.name)
-        async with aclosing(stream) as answers:
-            turn.state = "writing"
-            yield self._view(session, fresh=True)
-            async for news in answers:
-                yield self._view(session, wishes=wishes) if news else _unchanged()
+        try:
+            async with aclosing(stream) as answers:
+                turn.state = "writing"
+                yield self._view(session, fresh=True, taken=taken)
+                async for news in answers:
+                    yield self._view(session, wishes=wishes) if news else _unchanged()
+        finally:
+            self._hearing.bound(session.chat)
         yield self._view(session, wishes=wishes)
 
     def _view(
-        self, session: Session, *, fresh: bool = False, wishes: Wishes | None = None, emptied: bool = False
+        self,
+        session: Session,
+        *,
+        fresh: bool = False,
+        taken: bool = False,
+        wishes: Wishes | None = None,
+        emptied: bool = False,
     ) -> View:
         """
         Args:
-            fresh: what the composer held has been taken.
+            fresh: an answer begins.
+            taken: what the composer held has been asked; else it stays, as a draft.
             wishes: the last answer is to be read aloud, as these say.
             emptied: another conversation begins, also by hands-free.
         """
@@ -208,10 +232,10 @@ class Asking:
         if emptied or (wishes is not None and last is not None and last.state == "stopped"):
             aloud = json.dumps({"hush": True, "emptied": emptied, "at": time.monotonic_ns()})
         elif wishes is not None and wishes.speak and last is not None:
-            told = {"turn": id(last), "text": last.answer, "done": last.state != "writing", "voice": wishes.voice}
+            told = {"turn": last.number, "text": last.answer, "done": last.state != "writing", "voice": wishes.voice}
             aloud = json.dumps(told)
         buttons = gr.update(submit_btn=not writing, stop_btn=writing)
-        composer = gr.update(value=None, submit_btn=not writing, stop_btn=writing) if fresh else buttons
+        composer = gr.update(value=None, submit_btn=not writing, stop_btn=writing) if taken else buttons
         return (
             gr.update(visible=not turns),
             gr.update(value=messages(turns, said), visible=bool(turns) or "hidden"),

@@ -15,8 +15,8 @@ def messages(turns: Sequence[Turn], texts: Texts) -> list[dict[str, Any]]:
     """All turns, oldest first; every question has at most one message of recordings and one of text."""
     shown: list[dict[str, Any]] = []
     for turn in turns:
-        if turn.clips:
-            cards = "".join(clip_card(clip, texts) for clip in turn.clips)
+        if turn.clips or turn.gone:
+            cards = "".join(clip_card(clip, texts) for clip in turn.clips) or _gone_card(texts)
             shown.append({"role": "user", "content": [_html(cards)]})
         if turn.text:
             shown.append({"role": "user", "content": [{"type": "text", "text": plain(turn.text)}]})
@@ -27,7 +27,7 @@ def messages(turns: Sequence[Turn], texts: Texts) -> list[dict[str, Any]]:
 def turn_at(turns: Sequence[Turn], index: int) -> Turn | None:
     """The turn that the message at `index` belongs to."""
     for turn in turns:
-        index -= bool(turn.clips) + bool(turn.text) + 1
+        index -= (bool(turn.clips) or turn.gone) + bool(turn.text) + 1
         if index < 0:
             return turn
     return None
@@ -46,6 +46,10 @@ def clip_card(clip: Clip, texts: Texts) -> str:
         f'<audio controls preload="metadata" src="page/clips/{clip.token}.wav" aria-label="{name}"></audio>'
         f"<figcaption><b>{name}</b> <span>{escape(said)}</span></figcaption>{remark}</figure>"
     )
+
+
+def _gone_card(texts: Texts) -> str:
+    return f'<figure class="qa-clip"><p class="qa-remark">{escape(texts.say("clip.gone"))}</p></figure>'
 
 
 def plain(text: str) -> str:

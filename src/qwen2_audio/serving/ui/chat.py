@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal
 
 from qwen2_audio.errors import Qwen2AudioError
@@ -23,6 +24,7 @@ _BEAT_SECONDS = 0.5
 """A stream says at least so often that it is alive, so that whoever went away is noticed before the first token."""
 _PAUSE_SECONDS = 0.04
 """Tokens that come quicker than this are shown together."""
+_numbers = count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Turn:
         text: written beside the recordings; may be empty.
         problem: why there is no (more) answer.
         cut: whether the answer ended because it had grown too long.
+        gone: its recordings are no longer kept; nothing can be asked about them.
+        number: of its answer; another one each time it is asked.
     """
 
     text: str
@@ -57,6 +61,18 @@ class Turn:
     problem: str = ""
     cut: bool = False
     speed: Speed | None = None
+    gone: bool = False
+    number: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Of all its recordings."""
+        return sum(clip.seconds for clip in self.clips)
+
+    def let_go(self) -> None:
+        """Keep its recordings no longer."""
+        self.gone = self.gone or bool(self.clips)
+        self.clips = ()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -73,12 +89,24 @@ class Chat:
     running: asyncio.Task[None] | None = None
 
     def conversation(self, turn: Turn, system: str) -> Conversation:
-        """Everything up to and with the question of `turn`; turns without an answer are left out."""
+        """Everything up to and with the question of `turn`; without turns that have no answer, or no recordings any more."""
         conversation = Conversation().system(system) if system.strip() else Conversation()
         for earlier in self.turns[: self.turns.index(turn)]:
-            if earlier.answer and earlier.parts:
+            if earlier.answer and earlier.parts and not earlier.gone:
                 conversation = conversation.add("user", *earlier.parts).assistant(earlier.answer)
         return conversation.add("user", *turn.parts)
+
+    def bound(self, most: float) -> None:
+        """Keep recordings of at most `most` seconds together.
+
+        Those of turns without an answer go first, then the oldest; the last turn's stay in any case.
+        """
+        seconds = sum(turn.seconds for turn in self.turns)
+        for turn in sorted(self.turns[:-1], key=lambda turn: bool(turn.answer)):
+            if seconds <= most:
+                return
+            seconds -= turn.seconds
+            turn.let_go()
 
     def stop(self) -> None:
         """End the answer that is being written, if any; its work is freed at once."""
@@ -99,6 +127,7 @@ class Chat:
         """
         self.stop()
         turn.answer, turn.problem, turn.speed, turn.cut, turn.state = "", "", None, False, "writing"
+        turn.number = next(_numbers)
         news = asyncio.Event()
         task = asyncio.create_task(_write(backend, Job(self.conversation(turn, system), options, model), turn, news))
         task.add_done_callback(lambda _: news.set())

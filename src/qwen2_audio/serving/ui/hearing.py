@@ -13,7 +13,7 @@ from qwen2_audio.errors import ConversationError, TooLongError
 from qwen2_audio.processing.conversation import AUDIO_SUFFIXES, url_path
 from qwen2_audio.serving.media import Media, check_count
 from qwen2_audio.serving.settings import Settings
-from qwen2_audio.serving.ui.chat import Turn
+from qwen2_audio.serving.ui.chat import Chat, Turn
 from qwen2_audio.serving.ui.clips import WAITING_SECONDS, Clip, Clips, new_clip
 from qwen2_audio.serving.ui.history import read
 from qwen2_audio.serving.ui.uploads import Opened
@@ -35,12 +35,17 @@ class Hearing:
             AudioError, ConversationError: a conversation that is to be answered is larger than the settings allow.
         """
         check_count(len(turns[-1].clips), self._settings.max_clips)
-        asked = [turn for turn in turns if turn.answer or turn is turns[-1]]  # the others are left out
+        # the others are left out of what is asked
+        asked = [turn for turn in turns if (turn.answer and not turn.gone) or turn is turns[-1]]
         longest, most = self._settings.max_request_seconds, self._settings.max_text_chars
-        if sum(clip.seconds for turn in asked for clip in turn.clips) > longest:
+        if sum(turn.seconds for turn in asked) > longest:
             raise TooLongError(f"the recordings are longer than {longest:g} s together; clear the conversation")
         if sum(len(turn.text) + len(turn.answer) for turn in asked) > most:
             raise ConversationError(f"the conversation has more than {most} characters; clear it")
+
+    def bound(self, chat: Chat) -> None:
+        """Keep no more of a conversation's recordings than can be asked about."""
+        chat.bound(self._settings.max_request_seconds)
 
     async def files(self, paths: Sequence[str]) -> tuple[Clip, ...]:
         """Uploaded files, in order; they are removed, whether they can be heard or not.

@@ -27,7 +27,7 @@ def written(turns: Sequence[Turn]) -> str:
             "recordings": [{"name": clip.name, "flac": base64.b64encode(clip.flac()).decode()} for clip in turn.clips],
         }
         for turn in turns
-        if turn.answer and (turn.text or turn.clips)
+        if turn.answer and not turn.gone and (turn.text or turn.clips)
     ]
     return json.dumps({"kind": KIND, "version": 1, "turns": entries}, ensure_ascii=False, indent=1)
 
@@ -73,4 +73,5 @@ def _entry(entry: Any) -> tuple[str, str, list[tuple[str, str]]]:
     text, answer = entry["text"], entry["answer"]
     if not isinstance(text, str) or not isinstance(answer, str) or not (text or recordings):
         raise ConversationError("a turn of it is empty")
+    "".join((text, answer, *(name for name, _ in recordings))).encode()  # a ValueError where it holds half a character
     return text, answer, recordings

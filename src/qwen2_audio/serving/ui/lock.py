@@ -17,8 +17,8 @@ _OPEN = (
     "/gradio_api/upload",
 )
 _EXACT = frozenset(
-    "/ /config /theme.css /favicon.ico /robots.txt /manifest.json /gradio_api/info /gradio_api/startup-events "
-    "/gradio_api/cancel /gradio_api/reset /gradio_api/component_server".split()
+    "/ /config /theme.css /favicon.ico /robots.txt /manifest.json /gradio_api/info /gradio_api/app_id "
+    "/gradio_api/startup-events /gradio_api/cancel /gradio_api/reset /gradio_api/component_server".split()
 )
 _POLICY = "; ".join(
     (

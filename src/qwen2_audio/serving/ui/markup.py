@@ -51,7 +51,7 @@ TALK = f"""
   <button type="button" class="qa-discard" data-t="talk.cancel" hidden></button>
   <label class="qa-switch"><input type="checkbox" role="switch" class="qa-handsfree"><i></i>
     <span data-t="talk.handsfree"></span></label>
-  <p class="qa-live" aria-live="polite" hidden></p>
+  <p class="qa-live" aria-live="polite" tabindex="0" hidden></p>
 </section>
 """
 

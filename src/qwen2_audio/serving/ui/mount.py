@@ -53,6 +53,7 @@ def mount_ui(
     folder = prepare()
     import gradio as gr
 
+    from qwen2_audio.serving.ui.gates import narrow
     from qwen2_audio.serving.ui.page import create_page
     from qwen2_audio.serving.ui.theme import theme
 
@@ -76,6 +77,7 @@ def mount_ui(
         theme=theme(),
         head=_head(language, path, voices.names),
     )
+    narrow(page)
     route: Any = app.routes[-1]
     route.app = Locked(route.app)
     _remove_in_the_end(app, folder)

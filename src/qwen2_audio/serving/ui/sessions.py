@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qwen2_audio.errors import ConversationError
 from qwen2_audio.serving.ui.chat import Chat
-from qwen2_audio.serving.ui.texts import Language
+from qwen2_audio.serving.ui.texts import Language, texts
 from qwen2_audio.serving.ui.transcript import Transcript
 
 MOST = 1000
 """Open pages; when there are more, the one that was longest without a question is forgotten."""
+_REMEMBERED = 10
+"""As many times `MOST` names of forgotten pages are kept, so that none of them begins anew unnoticed."""
 
 
 @dataclass(eq=False)
@@ -33,12 +36,19 @@ class Sessions:
         self._language = language
         self._most = most
         self._open: dict[str, Session] = {}
+        self._closed: dict[str, Language] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
     def of(self, name: str) -> Session:
-        """The session of a page; a new one where there is none."""
+        """The session of a page; a new one where there was none.
+
+        Raises:
+            ConversationError: it was forgotten, though the page is still there: the connection was lost in between.
+        """
+        if name in self._closed:
+            raise ConversationError(texts(self._closed[name]).say("session.lost"))
         session = self._open.pop(name, None) or Session(self._language)
         self._open[name] = session  # the one asked last stands last
         while len(self._open) > self._most:
@@ -48,5 +58,8 @@ class Sessions:
     def forget(self, name: str) -> None:
         """Stop what the page's visitor still waits for, and drop all that was said."""
         session = self._open.pop(name, None)
+        self._closed[name] = session.language if session else self._closed.get(name, self._language)
+        if len(self._closed) > _REMEMBERED * self._most:
+            del self._closed[next(iter(self._closed))]
         if session is not None:
             session.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -17,6 +18,7 @@ from qwen2_audio.longform.subtitles import FORMATS, write
 from qwen2_audio.serving.backend import Backend
 from qwen2_audio.serving.media import Media
 from qwen2_audio.serving.ui.markup import progress
+from qwen2_audio.serving.ui.opening import open_session
 from qwen2_audio.serving.ui.sessions import Session, Sessions
 from qwen2_audio.serving.ui.texts import Texts, texts
 from qwen2_audio.serving.ui.transcript import Task, Transcript
@@ -85,10 +87,11 @@ class Transcribing:
             gr.Warning(str(error))
             return None
         text = write(segments, kind, duration=seconds)
-        return json.dumps({"name": f"{title}.{kind}", "type": _TYPES.get(kind, "text/plain"), "text": text})
+        file = {"name": f"{title}.{kind}", "type": _TYPES.get(kind, "text/plain"), "text": text}
+        return json.dumps({**file, "at": time.monotonic_ns()})  # else the same file is no news to the page
 
     def _session(self, request: gr.Request) -> Session:
-        return self._sessions.of(str(request.session_hash))
+        return open_session(self._sessions, request)
 
 
 def _wanted(data: Any) -> tuple[Any, str, list[Segment], float]:

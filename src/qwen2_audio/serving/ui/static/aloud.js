@@ -17,6 +17,7 @@ const SENTENCE = /[^.!?。！？；;\n]*[.!?。！？；;\n]+["'”’)\]]*\s*/g
 export class Reader {
   constructor() {
     this.turn = null;
+    this.silenced = null; // the answer of which no more is to be read
     this.spoken = 0;
     this.queue = Promise.resolve();
     this.round = 0;
@@ -29,6 +30,7 @@ export class Reader {
   }
 
   follow({ turn, text, done, voice }) {
+    if (turn === this.silenced) return;
     if (turn !== this.turn) {
       this.hush();
       this.turn = turn;
@@ -59,8 +61,9 @@ export class Reader {
       });
   }
 
-  // Silence, at once.
+  // Silence, at once, also of what is still to come of the answer.
   hush() {
+    this.silenced = this.turn;
     this.round += 1;
     this.waiting = 0;
     this.stop?.();

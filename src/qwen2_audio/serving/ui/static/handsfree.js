@@ -14,6 +14,7 @@ export class HandsFree {
     this.reader = new Reader();
     this.reader.idle = () => this.settle();
     this.turn = null;
+    this.told = Promise.resolve(); // turns are told one after the other, as they were spoken
     this.open();
   }
 
@@ -60,7 +61,13 @@ export class HandsFree {
     const turn = this.turn;
     this.turn = null;
     this.live.hidden = true;
-    if (turn) turn.token.then((token) => this.on.heard({ token, answer: turn.answer, stopped, problem }));
+    if (turn) this.told = this.told.then(() => this.report(turn, stopped, problem));
+  }
+
+  async report({ wav, answer }, stopped, problem) {
+    if (this.forgotten) return;
+    const token = await leave(wav).catch(() => null);
+    if (!this.forgotten) this.on.heard({ token, answer, stopped, problem });
   }
 
   hush() {
@@ -71,6 +78,7 @@ export class HandsFree {
   // End, and leave nothing of what is being said.
   forget() {
     this.turn = null;
+    this.forgotten = true;
     this.close();
   }
 
@@ -121,7 +129,7 @@ const STEPS = {
   "input_audio_buffer.speech_stopped": (talk, event) => {
     talk.hearing = false;
     const wav = wavOf([talk.sent.cut(talk.started, event.audio_end_ms)], RATE);
-    talk.turn = { answer: "", writing: true, id: `${event.item_id}`, token: leave(wav).catch(() => null) };
+    talk.turn = { answer: "", writing: true, id: `${event.item_id}`, wav };
     talk.on.show("thinking", "talk.thinking");
   },
   "response.output_text.delta": (talk, event) => {
@@ -129,6 +137,7 @@ const STEPS = {
     talk.turn.answer += event.delta;
     talk.live.hidden = false;
     talk.live.textContent = talk.turn.answer;
+    talk.live.scrollTop = talk.live.scrollHeight;
     talk.on.show("speaking", "talk.speaking");
     talk.reader.follow({ turn: talk.turn.id, text: talk.turn.answer, done: false, voice: window.qwenAudio.voice });
   },

@@ -49,6 +49,11 @@ class Talk {
     if (!key) this.state.textContent = error.message;
   }
 
+  // What became of a recording; not where another one, or hands-free talk, has begun meanwhile.
+  report(show) {
+    if (!this.recording && !this.free) show();
+  }
+
   draw(block) {
     this.level.style.setProperty("--level", levelOf(block).toFixed(3));
   }
@@ -89,7 +94,7 @@ class Talk {
       });
     } catch (error) {
       this.recording = null;
-      return this.complain(error);
+      return this.report(() => this.complain(error));
     }
     if (recording.over !== null) this.end(recording); // let go before the microphone was open
   }
@@ -105,15 +110,15 @@ class Talk {
     recording.microphone.close();
     this.recording = null;
     this.level.style.setProperty("--level", "0");
-    if (!recording.over) return this.show("idle", "talk.hint");
-    if (recording.seconds < SHORTEST_SECONDS) return this.show("problem", "talk.short");
-    this.show("sending", "talk.sending");
+    if (!recording.over) return this.report(() => this.show("idle", "talk.hint"));
+    if (recording.seconds < SHORTEST_SECONDS) return this.report(() => this.show("problem", "talk.short"));
+    this.report(() => this.show("sending", "talk.sending"));
     try {
       const token = await leave(wavOf(recording.blocks, recording.microphone.rate));
       this.element.dispatchEvent(new CustomEvent("spoken", { detail: { token } }));
-      this.show("idle", "talk.hint");
+      this.report(() => this.show("idle", "talk.hint"));
     } catch (error) {
-      this.complain(error);
+      this.report(() => this.complain(error));
     }
   }
 
