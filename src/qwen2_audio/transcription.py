@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen2_audio.config import SAMPLE_RATE
+from qwen2_audio.errors import AudioError
 from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.reply import Reply, answer_all
 from qwen2_audio.longform.listening import Heard, Question, listen
 from qwen2_audio.longform.segments import Segment, join_texts
-from qwen2_audio.processing.audio import load_part, stream_audio
+from qwen2_audio.processing.audio import stream_audio
 from qwen2_audio.processing.conversation import AudioPart
 from qwen2_audio.processing.processor import Processor
 from qwen2_audio.processing.speech_windows import Window, speech_windows
+
+_ROUNDED = 0.01
+"""Seconds that a stretch may end behind its recording: the times of annotations are rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,26 @@ class Transcriber:
 
 
 def blocks_of(part: AudioPart) -> Iterator[NDArray[np.float32]]:
-    """A recording, or the stretch of it that the part names, as blocks of float32 [samples] at 16 kHz."""
-    if part.start == 0 and part.end is None:
-        return stream_audio(part.source)
-    return iter([load_part(part)])
+    """A recording, or the stretch of it that the part names, as blocks of float32 [samples] at 16 kHz.
+
+    Nothing is held but the block that is worked on, and nothing is decoded behind the stretch.
+
+    Raises:
+        AudioError: as `stream_audio`; or, perhaps after some blocks, the stretch does not lie inside the recording.
+    """
+    end = math.inf if part.end is None else part.end
+    if not 0 <= part.start < end:
+        raise AudioError(f"there is no stretch from {part.start} to {part.end} s in any recording; correct its times")
+    first = round(part.start * SAMPLE_RATE)
+    last = round(end * SAMPLE_RATE) if math.isfinite(end) else sys.maxsize
+    at = 0
+    for block in stream_audio(part.source):
+        inside = block[max(first - at, 0) : max(last - at, 0)]
+        at += len(block)
+        if len(inside):
+            yield inside
+        if at >= last:
+            return
+    seconds = at / SAMPLE_RATE
+    if part.start >= seconds if part.end is None else end > seconds + _ROUNDED:
+        raise AudioError(f"there is no stretch from {part.start} to {part.end} s in a recording of {seconds:.2f} s")

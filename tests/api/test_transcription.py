@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from qwen2_audio.errors import AudioError, ConversationError, UsageError
 from qwen2_audio.generation.engine import Engine, Request
 from qwen2_audio.generation.reply import Reply
 from qwen2_audio.longform.listening import TRANSLATE, Question
-from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.audio import load_audio, load_part
 from qwen2_audio.processing.conversation import AudioPart, TextPart
-from qwen2_audio.transcription import Transcriber
+from qwen2_audio.transcription import Transcriber, blocks_of
 from tests.tiny import sound
 
 SENTENCE = Path(__file__).parents[2] / "examples" / "sentence.flac"
@@ -113,6 +114,41 @@ def test_a_stretch(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> Non
     answers = Answers(monkeypatch)
     assistant.transcribe(AudioPart(str(SENTENCE), 0.5, 2.0))
     assert answers.heard == [1.5]
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(0.0, None), (0.0, 3.0), (21.3, None), (19.99, 20.02), (20.0, 40.0), (3.00004, 44.10003), (44.0, 45.008), (0, 45)],
+)
+def test_blocks_of_a_stretch_are_the_stretch(tmp_path: Path, rate: int, start: float, end: float | None) -> None:
+    soundfile.write(tmp_path / "long.wav", sound(45.0, rate=rate), rate)
+    part = AudioPart(tmp_path / "long.wav", start, end)
+    np.testing.assert_array_equal(np.concatenate(list(blocks_of(part))), load_part(part))
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(2.0, 2.0), (3.0, 1.0), (-1.0, 1.0), (1.0, 3.02), (3.0, None), (0.0, math.inf), (math.nan, 1.0)]
+)
+def test_a_stretch_that_is_not_there(start: float, end: float | None) -> None:
+    part = AudioPart((sound(3.0), SAMPLE_RATE), start, end)
+    for read in (load_part, lambda part: list(blocks_of(part))):
+        with pytest.raises(AudioError, match="there is no stretch from"):
+            read(part)
+
+
+def test_a_stretch_is_not_decoded_further_than_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+
+    def stream(source: object) -> Iterator[NDArray[np.float32]]:
+        for number in range(1000):
+            given.append(number)
+            yield np.full(20 * SAMPLE_RATE, number, np.float32)
+
+    monkeypatch.setattr(transcription, "stream_audio", stream)
+    found = list(blocks_of(AudioPart("x", 50.0, 70.0)))
+    assert [(len(block), block[0]) for block in found] == [(10 * SAMPLE_RATE, 2.0), (10 * SAMPLE_RATE, 3.0)]
+    assert given == [0, 1, 2, 3]
 
 
 def test_translation_asks_for_english(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:

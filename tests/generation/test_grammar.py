@@ -11,12 +11,13 @@ import pytest
 from qwen2_audio.errors import UsageError
 from qwen2_audio.generation.batch import ContinuousBatch
 from qwen2_audio.generation.engine import Engine
+from qwen2_audio.generation.grammar import Grammar
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.generation.request import Request
 from qwen2_audio.generation.sequence import Step
 from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from qwen2_audio.processing.processor import Processor
-from tests.tiny import END_OF_TEXT_ID, IM_END_ID
+from tests.tiny import END_OF_TEXT_ID, IM_END_ID, VOCAB
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -96,6 +97,97 @@ def test_what_cannot_be_followed_is_refused_before_anything_runs(
     with pytest.raises(UsageError, match=f"the JSON schema cannot be followed: .*{reason}"):
         batch.add(0, Request([5], options=GenerationOptions(json_schema=json.dumps(schema))))
     assert batch.running == batch.waiting == 0
+
+
+def contains(number: int) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^.*a{number}.*$"}
+
+
+MANY = range(9)
+CHAIN = {"d0": contains(0)} | {f"d{n}": {"$ref": f"#/$defs/d{n - 1}", "pattern": f"^.*a{n}.*$"} for n in MANY[1:]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [contains(n) for n in MANY]},
+        {"allOf": [{"anyOf": [contains(n), {"type": "null"}]} for n in MANY]},
+        {"allOf": [{"type": "object", "properties": {"a": contains(n)}} for n in MANY]},
+        {"allOf": [{"type": "object", "additionalProperties": contains(n)} for n in MANY]},
+        {"allOf": [{"type": "array", "items": contains(n)} for n in MANY]},
+        {"allOf": [{"type": "array", "prefixItems": [contains(n)]} for n in MANY]},
+        {"allOf": [{"format": "uuid", **contains(n)} for n in MANY[:8]]},
+        {"$ref": "#/$defs/d8", "$defs": CHAIN},
+        {
+            "properties": {"a": {"$ref": "#/definitions/x~1y%25"}},
+            "definitions": {"x/y%": {"$defs": CHAIN, **CHAIN["d8"]}},
+        }
+        | {"$defs": CHAIN},
+        {"$ref": "json-schema:///#/$defs/d8", "$defs": CHAIN},
+        {"$ref": "#/$defs/d0", "$defs": {**CHAIN, "d0": {"$ref": "#/$defs/d8", "pattern": "b"}}},
+    ],
+)
+def test_many_patterns_that_meet_are_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(
+        UsageError, match=r"the JSON schema cannot be followed: more than 8 patterns .*; write them as one"
+    ):
+        GenerationOptions(json_schema=json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "integer", "multipleOf": 999983}, "its multipleOf have a least common multiple of more than 10000"),
+        ({"type": "integer", "multipleOf": 0.999983}, "multipleOf"),
+        ({"properties": {"a": {"multipleOf": 997}, "b": {"multipleOf": 991}}}, "multipleOf"),
+        ({"patternProperties": {f"^a{n}$": {} for n in range(33)}}, "it has 33 patternProperties, at most 32"),
+    ],
+)
+def test_other_schemas_that_take_too_long_are_refused(schema: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UsageError, match=f"the JSON schema cannot be followed: .*{reason}"):
+        GenerationOptions(json_schema=json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {f"pattern{n}": contains(n) for n in range(100)}},
+        {"type": "object", "properties": {"pattern": contains(0), "format": contains(1), "$ref": {"type": "string"}}},
+        {"anyOf": [contains(n) for n in range(20)]},
+        {"allOf": [contains(n) for n in MANY[:8]]},
+        {"type": "object", "properties": {"next": {"$ref": "#"}, **{f"k{n}": contains(n) for n in range(20)}}},
+        {
+            "allOf": [
+                {"$ref": "#/$defs/base"},
+                {"type": "object", "properties": {f"own{n}": contains(n) for n in range(20)}},
+            ],
+            "$defs": {"base": {"type": "object", "properties": {f"k{n}": contains(n) for n in range(20)}}},
+        },
+        {"type": "object", "properties": {"a": {"type": "number", "multipleOf": 0.01}, "b": {"multipleOf": 25000}}},
+    ],
+)
+def test_many_patterns_that_do_not_meet_are_followed(schema: dict[str, Any]) -> None:
+    GenerationOptions(json_schema=json.dumps(schema))
+
+
+def test_a_grammar_that_breaks_amid_an_answer_cuts_it(
+    model: Qwen2Audio, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it fails nothing but the end is allowed; the answer is no more whole for that."""
+    pushed: list[int] = []
+    ends = frozenset({END_OF_TEXT_ID, IM_END_ID})
+
+    def allowed(grammar: Grammar) -> bytes:
+        only = ends if len(pushed) == 3 else {ord("a")}
+        return bytes(token in only for token in range(VOCAB))
+
+    monkeypatch.setattr(Grammar, "push", lambda grammar, token: pushed.append(token))
+    monkeypatch.setattr(Grammar, "failed", property(lambda grammar: len(pushed) > 3))
+    monkeypatch.setattr(Grammar, "complete", property(lambda grammar: False))
+    monkeypatch.setattr(Grammar, "allowed", allowed)
+    text, last = say(Engine(model, processor.tokenizer, ends), SCHEMA)
+    assert len(pushed) == 4 and last.token in ends
+    assert last.finish_reason == "length" and "<|" not in text
 
 
 def test_what_is_no_schema_is_refused() -> None:

@@ -106,6 +106,28 @@ def test_words_doubled_where_speech_was_cut() -> None:
     assert texts([window(0, 4), window(4, 4)], lambda w: said[w.start / SAMPLE_RATE])[1] == "repetition ends"
 
 
+def test_the_window_after_halves_is_compared_with_what_was_kept() -> None:
+    circle = Heard("we spoke of the same thing the same thing the same thing", "length", (1, *[7, 8, 9] * 8))
+
+    def text(halves: list[str], after: str) -> list[str]:
+        answers = iter(halves)
+
+        def say(w: Window) -> str | Heard:
+            return after if w.start == 4 * SAMPLE_RATE else circle if w.seconds > 3 else next(answers)
+
+        return texts([window(0, 4), window(4, 4, joined=True)], say)
+
+    assert text(["we spoke of", "the repetition"], "repetition ends") == ["we spoke of", "the repetition", "ends"]
+    assert text(["we spoke", "and he left."], "The same thing again")[-1] == "The same thing again"
+
+
+def test_the_window_after_nothing_loses_nothing() -> None:
+    def say(w: Window) -> str:
+        return "thank you for watching and do not forget to subscribe" if w.start == 0 else "to subscribe is fine"
+
+    assert texts([window(0, 0.3), window(0.3, 4, joined=True)], say) == ["", "to subscribe is fine"]
+
+
 def test_question() -> None:
     question = Question("Do it.", GenerationOptions(temperature=0.5))
     asked = question.conversation(window(0, 2.0))

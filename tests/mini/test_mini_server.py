@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from qwen2_audio.errors import DownloadError
 from qwen2_audio.serving.local import LocalBackend, LocalConfig
 from tests.serving.http_server import HttpServer, base64_of, eventually, said
 
-QUESTION = Path(__file__).parents[2] / "examples" / "question.flac"
+ROOT = Path(__file__).parents[2]
+QUESTION = ROOT / "examples" / "question.flac"
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +112,12 @@ def test_a_closed_stream_frees_its_slot(served: tuple[HttpServer, LocalBackend],
 def test_a_token_that_does_not_exist_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="logit_bias names the token 999999999"):
         client.chat.completions.create(model="mini", messages=question(), logit_bias={"999999999": 1})
+
+
+def test_what_must_hold_before_any_engine(
+    served: tuple[HttpServer, LocalBackend], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same checks that our front before vLLM passes: transcription in all formats, translation, streams, hanging up."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    check_front = importlib.import_module("front_checks").check_front
+    assert check_front(f"{served[0].url}/v1", "mini", ROOT / "examples") == 0, capsys.readouterr().out

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from qwen2_audio.errors import AudioError
-from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.audio import load_audio, stream_audio
 from tests.processing.refused import assert_refused
 from tests.tiny import sound
 
@@ -189,6 +189,7 @@ def test_text_mode_file(tmp_path: Path) -> None:
         ((np.zeros((0, 100), np.float32), 16000), ("0 channels", "give at least one")),
         ((np.array([0.0, np.nan]), 16000), ("NaN", "repair")),
         ((np.array([0.0, np.inf]), 16000), ("infinity", "repair")),
+        ((np.array([0.0, -1.1e10]), 16000), ("absurd size (1.1e+10)", "scale it")),
         ((np.zeros(10), 0), ("sampling rate", "got 0")),
         ((np.zeros(10), 16000.5), ("sampling rate", "16000.5")),
         ((np.zeros((1000, 2)), 16000), ("[samples, channels]", "transpose")),
@@ -207,6 +208,19 @@ def test_bad_arrays_and_objects(source: object, words: tuple[str, ...]) -> None:
 def test_wav_without_samples_or_with_nan() -> None:
     assert_refused(encoded(np.zeros(0, np.float32), 16000, "WAV"), "no samples")
     assert_refused(encoded(np.full(1000, np.nan, np.float32), 16000, "WAV", "FLOAT"), "NaN")
+
+
+def test_one_absurd_sample_is_refused_and_large_ones_are_not() -> None:
+    wave = sound(25.0)
+    wave[-1000] = 2.0**31  # a 32-bit whole number as it is
+    np.testing.assert_array_equal(load_audio((wave, 16000)), wave)
+    wave[-1000] = 1e20
+    file = encoded(wave, 16000, "WAV", "FLOAT")
+    assert_refused(file, "absurd size")
+    blocks = stream_audio(file)
+    assert len(next(blocks)) == 20 * 16000
+    with pytest.raises(AudioError, match="absurd size"):
+        list(blocks)
 
 
 def test_wav_with_0_channels() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -36,7 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
             promised = len(body)
         elif self.path == "/cut":
             promised = 2 * len(WAV)
-        elif self.path != "/sound.wav":
+        elif self.path not in ("/sound.wav", "/%20d%C3%A9j%C3%A0%20vu/%E8%B0%88.wav?wo=K%C3%B6ln%2F"):
             status = 404
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -66,6 +67,28 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_url(server: str) -> None:
     np.testing.assert_array_equal(load_audio(f"{server}/sound.wav"), load_audio(WAV))
+
+
+def test_url_with_letters_beyond_ascii(server: str) -> None:
+    address = f"{server}/%20déjà%20vu/谈.wav?wo=Köln%2F"
+    np.testing.assert_array_equal(load_audio(address), load_audio(WAV))
+    assert_refused(f"{server}/Köln.wav", "404", "Köln.wav")
+
+
+def test_hosts_are_asked_in_idna(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def urlopen(request: urllib.request.Request, timeout: float) -> None:
+        asked.append(request.full_url)
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    for host in ("bücher.example:8080", "me@bücher.example", "[::1]:80"):
+        assert_refused(f"https://{host}/ä.wav", "no network")
+    assert_refused(f"https://{'ü' * 80}.example/x.wav", "cannot fetch")
+    assert asked == [
+        f"https://{host}/%C3%A4.wav" for host in ("xn--bcher-kva.example:8080", "me@xn--bcher-kva.example", "[::1]:80")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import soundfile
 
 from qwen2_audio.errors import AudioError, AudioWarning
 from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.headers import promised_bytes
 from tests.tiny import sound
 
 RATE = 48_000
@@ -41,20 +42,41 @@ def webm(seconds: float = 3.0, *, gap: int = 0, kind: str = "webm", codec: str =
     return out.getvalue()
 
 
+def from_kind(kind: str) -> bytes:
+    """3 s of sound in a file of FFmpeg's, or of libsndfile's where the kind is TYPE/SUBTYPE."""
+    if "/" in kind:
+        return written(*kind.split("/"))
+    return webm(kind=kind, codec="pcm_s16le" if kind == "avi" else "libopus")
+
+
 def heard_seconds(data: bytes) -> float:
     return len(load_audio(data)) / 16_000
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])
 @pytest.mark.parametrize(
-    "kind", ["OGG/VORBIS", "OGG/OPUS", "AIFF/PCM_16", "AU/PCM_16", "CAF/PCM_16", "W64/PCM_16", "RF64/PCM_16", "webm"]
-)
+    "kind",
+    [
+        "OGG/VORBIS", "OGG/OPUS", "AIFF/PCM_16", "AU/PCM_16", "CAF/PCM_16", "W64/PCM_16", "RF64/PCM_16", "NIST/PCM_16",
+        "NIST/ULAW", "webm", "avi",
+    ],
+)  # fmt: skip
 def test_cut_short_is_never_heard_shorter(kind: str, share: float) -> None:
-    data = webm() if kind == "webm" else written(*kind.split("/"))
+    data = from_kind(kind)
     assert heard_seconds(data) == pytest.approx(3, abs=0.1)
     with pytest.raises(AudioError, match="cut short") as caught:
         load_audio(data[: int(share * len(data))])
     assert "\n" not in str(caught.value)
+
+
+def test_avi_and_nist_that_do_not_tell_their_size_are_heard() -> None:
+    data = webm(kind="avi", codec="pcm_s16le")
+    for size in (0, 0xFFFFFFFF):
+        assert heard_seconds(data[:4] + struct.pack("<I", size) + data[8:]) == pytest.approx(3, abs=0.1)
+    assert promised_bytes(b"NIST_1A\n   1024\nchannel_count -i 1\nend_head\n") == 0
+    compressed = b"sample_count -i 48000\nsample_n_bytes -i 2\nsample_coding -s26 pcm,embedded-shorten-v2.00\n"
+    assert promised_bytes(b"NIST_1A\n   1024\n" + compressed) == 0
+    assert promised_bytes(b"NIST_1A\n   1024\nsample_count -i 48000\nsample_n_bytes -i 2\n") == 1024 + 96000
 
 
 def test_an_ogg_without_its_last_page_is_suspicious() -> None:

@@ -287,6 +287,25 @@ def test_context_length(folder: Path, config: Qwen2AudioConfig) -> None:
             prepare()
 
 
+def test_what_does_not_fit_into_the_context_costs_no_features(
+    folder: Path, config: Qwen2AudioConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = load_processor(folder, short_context(config, 100))
+    computed: list[int] = []
+    usual = processor.clip
+    monkeypatch.setattr(processor, "clip", lambda samples: computed.append(len(samples)) or usual(samples))
+    long = (sound(20), 16000)
+    for prepare in (
+        lambda: processor.prepare(Conversation().user(long, "hello")),
+        lambda: processor.prepare_base([long], "hello"),
+    ):
+        with pytest.raises(ContextLengthError):
+            prepare()
+    assert computed == []
+    processor.prepare(Conversation().user(CLIP, "hello"))
+    assert len(computed) == 1
+
+
 @pytest.mark.parametrize(
     "part",
     [

@@ -145,6 +145,21 @@ def test_halves_lose_nothing() -> None:
     assert parts[0].spoken[0] == window.spoken[0] and parts[-1].spoken[1] == window.spoken[1]
 
 
+def test_halves_have_the_times_of_speech_and_leave_out_silence() -> None:
+    (window,) = speech_windows([wave_of((0, 1), (1, 1), (0, 4.5), (1, 2), (0, 1.5))], 10.0)
+    parts = window.halves()
+    assert [part.joined for part in parts] == [False] * len(parts)
+    spoken = [(part.spoken[0] / SAMPLE_RATE, part.spoken[1] / SAMPLE_RATE) for part in parts]
+    assert spoken == [pytest.approx((1, 2), abs=0.05), pytest.approx((6.5, 8.5), abs=0.05)]
+    wave = wave_of((0, 8), (1, 2))
+    late = Window(0, wave, (8 * SAMPLE_RATE, len(wave)), 1.0)
+    (half,) = late.halves()
+    assert half.start > 0 and half.spoken == late.spoken and not half.joined
+    wave = wave_of((1, 4))
+    first, second = Window(0, wave, (0, len(wave)), 1.0, joined=True).halves()
+    assert first.joined and second.joined and first.spoken[1] == second.spoken[0] == second.start
+
+
 def test_mask() -> None:
     def mask(*levels: float, **given: bool) -> list[int]:
         return speech_mask(np.array(levels, np.float32), **given).astype(int).tolist()

@@ -7,7 +7,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +24,7 @@ class Say:
         pieces: a chunk each.
         broken_after: the connection closes after so many pieces.
         error_after: an error comes after so many pieces.
+        error: that error.
         pause: seconds before each piece.
         reason: why it ended.
         silent_usage: no usage is told.
@@ -32,6 +33,7 @@ class Say:
     pieces: Sequence[str] = ("Hel", "lo", "!")
     broken_after: int | None = None
     error_after: int | None = None
+    error: Mapping[str, Any] = field(default_factory=lambda: {"message": "the engine died", "code": 500})
     pause: float = 0.0
     reason: str = "stop"
     silent_usage: bool = False
@@ -53,6 +55,8 @@ class ScriptedServer(ThreadingHTTPServer):
     Attributes:
         asked: path, headers and body of every POST.
         hung_up: answers whose reader went away.
+        healthy: whether all that is looked at is there; `lists`: whether its models are, even if not.
+        front: whether there is nothing but /v1.
     """
 
     daemon_threads = True
@@ -65,6 +69,7 @@ class ScriptedServer(ThreadingHTTPServer):
         self.script: list[Say | Refuse] = []
         self.usual: Say | Refuse = Say()
         self.healthy = True
+        self.lists = self.front = False
         self.key = ""
         self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.looked: list[str] = []
@@ -87,7 +92,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.looked.append(self.path)
         if self.server.key and self.headers.get("Authorization") != f"Bearer {self.server.key}":
             self._json(401, {"error": {"message": f"bad key {self.headers.get('Authorization')}"}})
-        elif not self.server.healthy:
+        elif self.server.front and not self.path.startswith("/v1/"):
+            self._json(404, {"error": {"message": "no such page"}})
+        elif not (self.server.healthy or (self.server.lists and self.path.endswith("/models"))):
             self._json(503, {"error": {"message": "not now"}})
         elif self.path.endswith("/models"):
             entries = [{"id": name, "owned_by": self.server.owner, **self.server.extra} for name in self.server.models]
@@ -130,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
             if index == say.broken_after:
                 return
             if index == say.error_after:
-                self._event({"error": {"message": "the engine died", "code": 500}})
+                self._event({"error": dict(say.error)})
                 return
             time.sleep(say.pause)
             choice: dict[str, Any] = {"text": piece} if bare else {"delta": {"content": piece}}

@@ -159,6 +159,10 @@ def test_what_it_has_not(assistant: RemoteAssistant) -> None:
         (Refuse(500, "oh"), ServerError, "cannot answer just now", 2),
         (Say(broken_after=1), ServerError, "broke off", 1),
         (Say(error_after=1), ServerError, r"broke off \(the engine died\)", 1),
+        (Say(error_after=0), ServerError, r"broke off \(the engine died\)", 1),
+        (Say(error_after=0, error={"message": "bad", "code": 400}), UsageError, r"refuses the question .*: bad", 1),
+        (Say(error_after=1, error={"message": "bad", "code": 400}), ServerError, r"broke off \(bad\)", 1),
+        (Say(error_after=0, error={"message": "full", "code": "overloaded"}), ServerError, "answer just now", 1),
     ],
 )
 def test_what_goes_wrong(

@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from tests.remote.scripted import ScriptedServer, running
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.http_server import HttpServer, eventually
 
@@ -52,3 +53,15 @@ def http(server: HttpServer) -> Iterator[httpx.Client]:
     """A plain client of `server`."""
     with server.http() as client:
         yield client
+
+
+@pytest.fixture
+def one() -> Iterator[ScriptedServer]:
+    with running(ScriptedServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def two() -> Iterator[ScriptedServer]:
+    with running(ScriptedServer()) as server:
+        yield server

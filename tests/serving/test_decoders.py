@@ -80,6 +80,20 @@ def test_a_decoder_is_kept_and_replaced_when_it_died() -> None:
     pooled(work)
 
 
+def test_a_decoder_that_died_while_it_waited_does_no_harm() -> None:
+    async def work(pool: Pool) -> None:
+        await pool.decode()
+        first = the_process()
+        [waiting] = pool.pool._idle
+        first.kill()
+        while waiting.alive:
+            await asyncio.sleep(0.01)
+        assert len(await pool.decode()) == 8000
+        assert the_process().pid != first.pid
+
+    pooled(work)
+
+
 def test_a_decoder_that_hangs_is_ended() -> None:
     async def work(pool: Pool) -> None:
         await pool.decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
+from typing import Any
 
 import httpx
 import pytest
@@ -194,6 +195,37 @@ def test_more_requests_than_allowed_get_429() -> None:
     problem(full, 429, "rate_limit_exceeded")
     assert full.headers["retry-after"] == "1"
     assert (health.status_code, after.status_code) == (200, 200)
+
+
+@pytest.mark.parametrize("path", ["/v1/slow", "/v1/stream"])
+def test_answers_that_the_end_of_the_server_cuts_off(path: str) -> None:
+    """uvicorn cancels what is not done in time; the client learns why, in the shape of all errors."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        app = application()
+        scope = {
+            "type": "http", "method": "GET", "path": path, "query_string": b"", "scheme": "http",
+            "headers": [(b"host", b"127.0.0.1"), (b"content-length", b"0")],
+        }  # fmt: skip
+        task = asyncio.create_task(app(scope, receive, send))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    body = b"".join(message.get("body", b"") for message in sent)
+    head, told = sent[0], json.loads(body.removeprefix(b"data: 1\n\ndata: "))
+    assert told["error"]["code"] == "engine_lost" and not sent[-1].get("more_body", False)
+    if path == "/v1/slow":
+        assert head["status"] == 503 and (b"retry-after", b"1") in head["headers"]
 
 
 def test_answers_that_take_too_long() -> None:

@@ -22,7 +22,7 @@ import pytest
 from qwen2_audio.errors import CheckpointError, UsageError
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.processing.conversation import Conversation, TextPart
-from qwen2_audio.serving import engine_link
+from qwen2_audio.serving import engine_link, local
 from qwen2_audio.serving.backend import Delta, EngineLostError, Job, OverloadedError
 from qwen2_audio.serving.local import LocalBackend, LocalConfig
 from qwen2_audio.serving.supervisor import Pauses
@@ -208,6 +208,23 @@ def test_a_refused_request_harms_nobody(served: LocalConfig) -> None:
         with pytest.raises(UsageError, match="no such schema"):
             await whole(backend, job(REFUSED))
         assert await whole(backend, job(tokens=5)) == "AAAAA"
+        await backend.close()
+
+    run(scenario())
+
+
+def test_waiting_for_the_prompt_to_be_rendered_has_an_end(served: LocalConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        backend = LocalBackend(replace(served, renderers=1, queue_timeout=0.3), run_fake_engine)
+        await backend.start()
+        free = threading.Event()
+        usual = local.render
+        monkeypatch.setattr(local, "render", lambda processor, prompt: free.wait(30) and usual(processor, prompt))
+        with pytest.raises(OverloadedError, match=r"could not begin within 0\.3 s"):
+            await whole(backend, job())
+        free.set()
+        await until_idle(backend)
+        assert await whole(backend, job()) == "AAA"
         await backend.close()
 
     run(scenario())

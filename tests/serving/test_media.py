@@ -174,6 +174,54 @@ def test_few_are_fetched_at_a_time() -> None:
     assert 1 < most <= 16
 
 
+def test_addresses_that_do_not_answer_leave_room_for_others() -> None:
+    """Of a request few are fetched at a time; what is in the request itself needs no place."""
+
+    class TarPit(Fetcher):
+        async def fetch(self, url: str) -> bytes:
+            if "pit" in url:
+                await asyncio.sleep(60)
+            return WAV
+
+    async def work(media: Media) -> None:
+        held = [
+            asyncio.create_task(media.load([Link(f"http://pit.test/{i}.{k}") for i in range(16)])) for k in range(3)
+        ]
+        await asyncio.sleep(0.05)
+        samples_of(await asyncio.wait_for(media.from_url("http://media.test/x.wav"), 10))
+        held.append(asyncio.create_task(media.load([Link(f"http://pit.test/{i}.3") for i in range(16)])))
+        await asyncio.sleep(0.05)
+        samples_of(await asyncio.wait_for(media.from_url("data:audio/wav;base64," + text_of(WAV)), 10))
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+
+    with_media(work, TarPit(Settings()))
+
+
+def test_what_lies_fetched_is_bounded() -> None:
+    """Decoders that are slow hold up fetching; no more than 32 files lie in memory."""
+    fetched = 0
+
+    class Quick(Fetcher):
+        async def fetch(self, url: str) -> bytes:
+            nonlocal fetched
+            fetched += 1
+            return WAV
+
+    async def work(media: Media) -> int:
+        async with media._clips._free:
+            held = [
+                asyncio.create_task(media.load([Link(f"http://a.test/{k}.{i}") for i in range(4)])) for k in range(12)
+            ]
+            await asyncio.sleep(0.1)
+            lying = fetched
+        await asyncio.gather(*held)
+        return lying
+
+    assert with_media(work, Quick(Settings()), decoders=1) == 32
+
+
 def test_many_in_order_and_the_same_one_once() -> None:
     lengths = [0.3, 0.1, 0.2, 0.1, 0.3]
     clips = [Encoded(text_of(file_of(seconds)), "wav") for seconds in lengths]
@@ -198,6 +246,7 @@ REFUSED = {
     "a bad data URL": (Link("data:audio/wav;base64,@@"), "not valid base64"),
     "no data URL": (Link("data:audio/wav"), "no comma"),
     "an empty data URL": (Link("data:,"), "empty"),
+    "a long one without base64": (Link("data:audio/wav," + "%00" * 30_000), "without ;base64"),
     "a file": (Link("file:///etc/passwd"), "no address"),
     "a path": (Link("/etc/passwd"), "no address"),
     "this machine": (Link("http://127.0.0.1/x"), "public internet"),

@@ -6,10 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel, ValidationError
 
-from qwen2_audio.serving.error_handlers import name_of
+from qwen2_audio.serving.error_handlers import name_of, problem_of_body
 from qwen2_audio.serving.fields import BOOKKEEPING, REFUSED
-from qwen2_audio.serving.schema import ChatRequest, CompletionRequest
+from qwen2_audio.serving.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.http_server import base64_of, heard, said, wav
 
@@ -76,6 +77,8 @@ def problem(response: httpx.Response, status: int = 400) -> dict[str, Any]:
             "field required",
         ),
         ({**HELLO, "tools": [{}]}, "tools", "calls no functions; leave it out"),
+        ({**HELLO, "priority": -1}, "priority", "in the order in which they are asked"),
+        ({**HELLO, "prediction": {"type": "content", "content": "x"}}, "prediction", "prediction is not supported"),
         ({**HELLO, "modalities": ["text", "audio"]}, "modalities", "answers in text only"),
         ({**HELLO, "audio": {"voice": "x", "format": "wav"}}, "audio", "answers in text only"),
     ],
@@ -145,6 +148,38 @@ def test_a_body_of_millions_of_values_is_not_read(http: httpx.Client) -> None:
     body = b'{"messages": [' + b"1," * 200_001 + b"1]}"
     error = problem(http.post(CHAT, content=body, headers={"Content-Type": "application/json"}))
     assert error["code"] == "too_many"
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "told"),
+    [
+        (CHAT, {"messages": [{}] * 99_000}, "messages[0].role: field required"),
+        (CHAT, {"messages": [{"role": "user", "content": [{}] * 99_000}]}, "messages[0].content[0]: unable"),
+        (CHAT, {**HELLO, "stop": [1] * 99_000}, "stop[0]: input should be a valid string"),
+        (CHAT, {**HELLO, "stop_token_ids": ["x"] * 99_000}, "stop_token_ids[0]: input should be a valid integer"),
+        (CHAT, {**HELLO, "logit_bias": {f"x{i}": "y" for i in range(99_000)}}, "logit_bias.x0: string should match"),
+        (BARE, {"prompt": [1] * 99_000}, "prompt[0]: input should be a valid string"),
+        (BARE, {"prompt": "x", "audio": [{}] * 99_000}, "audio[0]: unable"),
+        (TOKENIZE, {"messages": [{}] * 99_000}, "messages[0].role: field required"),
+        (TOKENIZE, {"prompt": "x", "audio": [{}] * 99_000}, "audio[0]: unable"),
+    ],
+)
+def test_of_very_many_wrong_items_the_first_is_told(path: str, given: dict[str, Any], told: str) -> None:
+    """And the others are not looked at: 200,000 errors take seconds and hundreds of MiB."""
+    kinds: dict[str, type[BaseModel]] = {CHAT: ChatRequest, BARE: CompletionRequest, TOKENIZE: TokenizeRequest}
+    with pytest.raises(ValidationError) as caught:
+        kinds[path].model_validate(given)
+    assert caught.value.error_count() <= 2 * 64
+    first = caught.value.errors()[0]
+    assert told in problem_of_body({**first, "loc": ("body", *first["loc"])}, given).message
+
+
+def test_all_entries_of_a_large_logit_bias_are_read() -> None:
+    bias = {str(token): 0.5 for token in range(1000)}
+    assert ChatRequest.model_validate({**HELLO, "logit_bias": bias}).logit_bias == bias
+    assert ChatRequest.model_validate({**HELLO, "logit_bias": {}}).logit_bias == {}
+    with pytest.raises(ValidationError, match=r"logit_bias\.999"):
+        ChatRequest.model_validate({**HELLO, "logit_bias": {**bias, "999": 101}})
 
 
 def test_a_body_must_be_json(http: httpx.Client) -> None:

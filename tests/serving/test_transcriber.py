@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing
 
 import numpy as np
@@ -16,11 +16,13 @@ from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.longform.listening import Question
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.processing.audio import load_audio
+from qwen2_audio.processing.speech_windows import Window
 from qwen2_audio.serving import transcriber as module
 from qwen2_audio.serving.backend import Delta, Job, OverloadedError
 from qwen2_audio.serving.transcriber import WINDOWS_AT_ONCE, ServedTranscriber
 from tests.serving.fake_backend import CARDS, FakeBackend, parts_of, seconds_of
 from tests.serving.recordings import EXAMPLES
+from tests.tiny import sound
 
 LIMIT = 60.0
 Wave = NDArray[np.float32]
@@ -108,6 +110,60 @@ def test_an_engine_that_never_answers_is_told_at_once(sentence: Wave, monkeypatc
     backend = FakeBackend(error=OverloadedError("busy", retry_after=1000.0))
     with pytest.raises(OverloadedError):
         segments(backend, blocks(sentence, 3))
+
+
+class Small(FakeBackend):
+    """Has place for a few jobs."""
+
+    places: int = 3
+    refused: int = 0
+
+    async def generate(self, job: Job) -> AsyncIterator[Delta]:
+        if self.running >= self.places:
+            self.refused += 1
+            raise OverloadedError("busy", retry_after=0.001)
+        async for delta in super().generate(job):
+            yield delta
+
+
+def test_an_idle_engine_with_little_room_hears_a_long_recording(sentence: Wave) -> None:
+    backend = Small(answer=lambda job: [f"{len(backend.jobs)}"], delay=0.05)
+    assert len(segments(backend, blocks(sentence, 12))) == 12
+    assert 0 < backend.refused < 100 and backend.most_running == backend.places
+
+
+def test_a_later_window_is_given_up_after_a_few_attempts(sentence: Wave) -> None:
+    class Once(FakeBackend):
+        async def generate(self, job: Job) -> AsyncIterator[Delta]:
+            self.jobs.append(job)
+            if len(self.jobs) > 1:
+                raise OverloadedError("busy", retry_after=0.001)
+            async for delta in super().generate(job):
+                yield delta
+
+    with pytest.raises(OverloadedError):
+        segments(Once(delay=0.01), blocks(sentence, 3))
+
+
+def test_the_window_after_halves_is_compared_with_what_was_kept(sentence: Wave) -> None:
+    """Speech without a pause is cut; what begins the second window was said at the end of the first one's halves."""
+
+    def answer(job: Job) -> list[str]:
+        if seconds(job) == 4.0:
+            return [f"word{n} " for n in range(200)]
+        return ["repetition ends"] if seconds(job) == 3.5 else ["the repetition"]
+
+    class Two(ServedTranscriber):
+        async def _windows(self, blocks: AsyncIterable[Wave]) -> AsyncGenerator[Window, None]:
+            for start in (0, 4):
+                first = start * SAMPLE_RATE
+                yield Window(first, sound(4.0 - start / 8), (first, first + 56_000), 0.9, joined=start > 0)
+
+    async def run() -> list[str]:
+        listener = Two(FakeBackend(answer=answer), CARDS[0], Question())
+        return [found.segment.text async for found in listener.segments(blocks(sentence, 0))]
+
+    assert asyncio.run(asyncio.wait_for(run(), LIMIT))[-1] == "ends"
 
 
 def test_a_recording_that_breaks_off(sentence: Wave) -> None:

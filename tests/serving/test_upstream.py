@@ -1,17 +1,16 @@
-"""Engines elsewhere: asked in turn, left alone when they fail, never asked twice for what was half said."""
+"""Engines elsewhere: what they are asked, which of them, how much at once, and what is told of their answers."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from qwen2_audio.errors import ContextLengthError, UsageError
+from qwen2_audio.errors import UsageError
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.processing.conversation import AudioPart, Conversation
+from qwen2_audio.serving import upstream_prompts
 from qwen2_audio.serving.answering import as_generator
 from qwen2_audio.serving.backend import (
     BarePrompt,
@@ -23,59 +22,10 @@ from qwen2_audio.serving.backend import (
 )
 from qwen2_audio.serving.upstream import UpstreamBackend
 from tests.remote.scripted import Refuse, Say, ScriptedServer, lengths, running
+from tests.serving.asking_upstream import GREEDY, answer, job, text_of, until, using
 from tests.tiny import sound
 
-T = TypeVar("T")
-LIMIT = 30.0
-GREEDY = GenerationOptions(max_new_tokens=16)
 KEY = "sk-a-secret-of-some-length"
-
-
-@pytest.fixture
-def one() -> Iterator[ScriptedServer]:
-    with running(ScriptedServer()) as server:
-        yield server
-
-
-@pytest.fixture
-def two() -> Iterator[ScriptedServer]:
-    with running(ScriptedServer()) as server:
-        yield server
-
-
-def job(text: str = "Hello", *, model: str = "mini", options: GenerationOptions = GREEDY) -> Job:
-    return Job(Conversation().user(text), options, model)
-
-
-def using(
-    servers: list[ScriptedServer] | list[str], act: Callable[[UpstreamBackend], Awaitable[T]], **options: Any
-) -> T:
-    """What `act` returns, given a backend over the servers that has started."""
-    urls = [server if isinstance(server, str) else server.url for server in servers]
-
-    async def run() -> T:
-        backend = UpstreamBackend(urls, **{"health_interval": 0.05, "start_timeout": 5.0, **options})
-        await backend.start()
-        try:
-            return await act(backend)
-        finally:
-            await backend.close()
-
-    return asyncio.run(asyncio.wait_for(run(), LIMIT))
-
-
-async def answer(backend: UpstreamBackend, asked: Job) -> list[Delta]:
-    return [delta async for delta in backend.generate(asked)]
-
-
-def text_of(deltas: list[Delta]) -> str:
-    return "".join(delta.text for delta in deltas)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("owner", ["vllm", "sglang", "system"])
@@ -110,6 +60,70 @@ def test_what_is_asked(one: ScriptedServer) -> None:
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert [one.token for delta in deltas for one in delta.logprobs] == ["Hel", "lo", "!"]
     assert deltas[0].logprobs[0].top == (("Hel", b"Hel", -0.5),)
+
+
+def spoken(seconds: float) -> Conversation:
+    return Conversation().user(AudioPart((sound(seconds), 16_000)), "What is said?")
+
+
+def test_a_prompt_is_encoded_once_for_all_its_answers(one: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    one.script = [Refuse(503), Say(broken_after=0)]
+    encoded: list[Conversation] = []
+    usual = upstream_prompts.chat_messages
+    monkeypatch.setattr(upstream_prompts, "chat_messages", lambda asked: encoded.append(asked) or usual(asked))
+    asked = spoken(2.0)
+
+    async def act(backend: UpstreamBackend) -> list[str]:
+        jobs = [Job(asked, GenerationOptions(max_new_tokens=number), "mini") for number in (3, 4, 5, 6)]
+        answers = await asyncio.gather(*(answer(backend, job) for job in jobs), return_exceptions=True)
+        assert backend._prompts.nbytes == 0 and not backend._prompts._held
+        return [text_of(each) for each in answers if isinstance(each, list)]
+
+    assert using([one], act) == ["Hello!"] * 2
+    assert encoded == [asked]
+    assert sorted(body["max_tokens"] for body in one.bodies) == [3, 4, 5, 6]
+    assert [lengths(body) for body in one.bodies] == [[32_000]] * 4
+    assert all("Transfer-Encoding" not in headers for _, headers, _ in one.asked)
+
+
+def test_what_waits_to_be_answered_is_bounded(one: ScriptedServer) -> None:
+    """16 s of sound are 0.65 MiB in base64; what is being answered counts no more."""
+    one.usual = Say(pause=0.5)
+
+    async def act(backend: UpstreamBackend) -> None:
+        asked = spoken(16.0)
+        waiting = [asyncio.create_task(answer(backend, Job(asked, GREEDY, "mini"))) for _ in range(3)]
+        await until(lambda: len(one.asked) == 3)
+        with pytest.raises(OverloadedError, match="1 MiB of recordings are waiting") as refused:
+            await answer(backend, Job(spoken(16.0), GREEDY, "mini"))
+        assert refused.value.retry_after == 2
+        with pytest.raises(OverloadedError):
+            await backend.tokenize(spoken(16.0), "mini")
+        await until(lambda: backend._prompts.nbytes == 0)
+        assert not any(task.done() for task in waiting)
+        assert text_of(await answer(backend, Job(spoken(32.0), GREEDY, "mini"))) == "Hello!"
+        assert {text_of(deltas) for deltas in await asyncio.gather(*waiting)} == {"Hello!"}
+
+    using([one], act, max_queue_mib=1)
+
+
+def test_an_answer_that_is_given_up_leaves_its_place(one: ScriptedServer) -> None:
+    one.usual = Say(pause=5)
+
+    async def act(backend: UpstreamBackend) -> None:
+        asked = spoken(1.0)
+        tasks = [asyncio.create_task(answer(backend, Job(asked, GREEDY, "mini"))) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for task in tasks[:2]:  # one of them was encoding it
+            task.cancel()
+        await until(lambda: len(one.asked) >= 1)
+        assert backend._prompts.nbytes > 0
+        tasks[2].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert backend._prompts.nbytes == 0
+
+    using([one], act)
 
 
 def test_whoever_hangs_up_at_the_end_was_answered(one: ScriptedServer) -> None:
@@ -178,72 +192,6 @@ def test_the_idler_engine_is_asked(one: ScriptedServer, two: ScriptedServer) -> 
     assert (len(one.asked), len(two.asked)) == (5, 5)
 
 
-@pytest.mark.parametrize("trouble", [Refuse(500), Refuse(503), Refuse(429), Say(broken_after=0), Say(error_after=0)])
-def test_another_engine_answers_where_one_fails(
-    one: ScriptedServer, two: ScriptedServer, trouble: Say | Refuse
-) -> None:
-    one.usual = trouble
-
-    async def act(backend: UpstreamBackend) -> list[str]:
-        await until(lambda: len(one.looked) > 0 and len(two.looked) > 0)
-        return [text_of(await answer(backend, job())) for _ in range(4)]
-
-    assert using([one, two], act) == ["Hello!"] * 4
-    assert 1 <= len(one.asked) <= 4 and len(two.asked) == 4
-    if not isinstance(trouble, Refuse) or trouble.status == 500:
-        assert len(one.asked) == 1  # then it is left alone for a while
-
-
-def test_what_was_half_said_is_not_asked_again(one: ScriptedServer, two: ScriptedServer) -> None:
-    one.usual = two.usual = Say(broken_after=2)
-
-    async def act(backend: UpstreamBackend) -> list[str]:
-        heard: list[str] = []
-        with pytest.raises(EngineLostError):
-            async for delta in backend.generate(job()):
-                heard.append(delta.text)
-        return heard
-
-    assert using([one, two], act) == ["Hel", "lo"]
-    assert len(one.asked) + len(two.asked) == 1
-
-
-def test_when_all_are_busy_the_shortest_wait_is_told(one: ScriptedServer, two: ScriptedServer) -> None:
-    one.usual, two.usual = Refuse(429, headers={"Retry-After": "9"}), Refuse(503, headers={"Retry-After": "4"})
-
-    async def act(backend: UpstreamBackend) -> float:
-        await until(lambda: len(one.looked) > 0 and len(two.looked) > 0)
-        with pytest.raises(OverloadedError) as caught:
-            await answer(backend, job())
-        return caught.value.retry_after
-
-    assert using([one, two], act) == 4.0
-
-
-@pytest.mark.parametrize(
-    ("refusal", "error"),
-    [
-        (Refuse(400, "This model's maximum context length is 2048 tokens"), ContextLengthError),
-        (Refuse(400, "temperature must be non-negative"), UsageError),
-        (Refuse(422, "unprocessable"), UsageError),
-        (Refuse(404, "the model `mini` does not exist"), UnknownModelError),
-    ],
-)
-def test_what_no_engine_would_take_is_asked_once(
-    one: ScriptedServer, two: ScriptedServer, refusal: Refuse, error: type[Exception]
-) -> None:
-    one.usual = two.usual = refusal
-
-    async def act(backend: UpstreamBackend) -> None:
-        with pytest.raises(error, match=refusal.message[:12]):
-            await answer(backend, job())
-        with pytest.raises(error, match=refusal.message[:12]):
-            await backend.tokenize(job().prompt, "mini")
-
-    using([one, two], act)
-    assert len(one.asked) + len(two.asked) == 2
-
-
 def test_a_reader_that_goes_away_ends_the_answer_there(one: ScriptedServer) -> None:
     one.usual = Say(["word "] * 2000, pause=0.005)
 
@@ -262,35 +210,6 @@ def test_a_reader_that_goes_away_ends_the_answer_there(one: ScriptedServer) -> N
         await until(lambda: one.hung_up == 2)
 
     using([one], act)
-
-
-def test_an_engine_that_comes_back_is_asked_again() -> None:
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-
-    async def act(backend: UpstreamBackend) -> None:
-        with running(ScriptedServer(port=port)):
-            await until(lambda: backend.gauges()["engines_usable"] == 2)
-        await until(lambda: backend.gauges()["engines_usable"] == 1)
-        assert backend.ready and text_of(await answer(backend, job())) == "Hello!"
-
-    with running(ScriptedServer()) as steady:
-        using([steady.url, f"http://127.0.0.1:{port}/v1"], act)
-
-
-def test_an_unhealthy_engine_is_left_out(one: ScriptedServer) -> None:
-    async def act(backend: UpstreamBackend) -> None:
-        one.healthy = False
-        await until(lambda: not backend.ready)
-        with pytest.raises(EngineLostError, match="no engine can be reached"):
-            await answer(backend, job())
-        one.healthy = True
-        await until(lambda: backend.ready)
-        await answer(backend, job())
-
-    using([one], act)
-    assert "/health" in one.looked
 
 
 def test_models_of_all_engines(one: ScriptedServer, two: ScriptedServer) -> None:
@@ -329,25 +248,6 @@ def test_the_key_and_who_learns_what(one: ScriptedServer, monkeypatch: pytest.Mo
         monkeypatch.delenv("OPENAI_API_KEY", raising=False)
         using([one], act, start_timeout=0.3)
     assert KEY not in str(refused.value)
-
-
-def test_redirects_are_not_followed(one: ScriptedServer, two: ScriptedServer) -> None:
-    one.usual = Refuse(307, headers={"Location": two.url + "/chat/completions"})
-
-    async def act(backend: UpstreamBackend) -> None:
-        with pytest.raises(EngineLostError):
-            await answer(backend, job())
-
-    using([one], act)
-    assert not two.asked
-
-
-def test_nobody_there() -> None:
-    with pytest.raises(EngineLostError, match=r"no engine answered within 0\.2 s \(http://127\.0\.0\.1:9/v1: "):
-        using(["http://127.0.0.1:9"], lambda backend: answer(backend, job()), start_timeout=0.2)
-    for urls in ([], ["http://a/v1", "openai:http://a/v1/"], ["http://a/v1#mini"]):
-        with pytest.raises(UsageError):
-            UpstreamBackend(urls)
 
 
 def test_closing_ends_what_runs(one: ScriptedServer) -> None:

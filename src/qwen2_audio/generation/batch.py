@@ -60,7 +60,7 @@ class ContinuousBatch:
         self._engine = engine
         self._model = engine.model
         self._clips: ClipStore[Tensor] = ClipStore((limits or Limits()).clip_tokens)
-        self._rows = CacheRows(engine.model.new_cache)
+        self._rows = CacheRows(engine.model.new_cache, (limits or Limits()).budget_tokens)
         context = engine.model.config.text.max_position_embeddings
         self._scheduler = Scheduler(limits or Limits(), self._rows, self._clips, context)
         self._answers: dict[int, _Answer] = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 from qwen2_audio.config import MAX_CLIP_SECONDS
 from qwen2_audio.errors import CheckpointError, UsageError
+from qwen2_audio.generation.schema_bounds import why_too_costly
 
 MOST_LOGPROBS = 20
 """Alternatives that can be asked for at every place of an answer."""
@@ -90,6 +91,8 @@ class GenerationOptions:
         _check(top is None or (_whole(top, 0) and top <= MOST_LOGPROBS), "logprobs", f"from 0 to {MOST_LOGPROBS}", top)
         schema = self.json_schema
         _check(schema is None or _is_json_object(schema), "json_schema", "the JSON text of a schema, an object", schema)
+        if schema is not None and (reason := why_too_costly(schema)):
+            raise UsageError(f"the JSON schema cannot be followed: {reason}")
 
     def override(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,11 +19,13 @@ class CacheRows:
     """Rows by name; implements the scheduler's `Rows`.
 
     Rows of one size are neighbours in one cache, so that all that decode are attended to in one call. The cache of a size
-    grows by a quarter and is freed when its last row closes.
+    grows by a quarter and is freed when its last row closes. Where that would exceed the budget, the others give up their
+    empty rows first, and it grows by no more than fits, but by one row at least.
     """
 
-    def __init__(self, new_cache: Callable[[int, int], KVCache]) -> None:
-        """Args: new_cache: makes an empty cache of (rows, capacity)."""
+    def __init__(self, new_cache: Callable[[int, int], KVCache], budget: int = sys.maxsize) -> None:
+        """Args: new_cache: makes an empty cache of (rows, capacity). budget: positions of all caches, rows in use or not."""
+        self._budget = budget
         self._new_cache = new_cache
         self._pools: dict[int, _Pool] = {}
         self._room: dict[int, int] = {}
@@ -34,14 +37,28 @@ class CacheRows:
 
     def open(self, name: int, room: int) -> None:
         pool = self._pools.get(room)
-        if pool is None:
-            pool = self._pools[room] = _Pool(self._new_cache(1, room))
-        used = len(pool.names)
-        if used == pool.cache.rows:
-            pool.cache.resize(used + max(1, used // 4))
+        used = len(pool.names) if pool else 0
+        if pool is None or used == pool.cache.rows:
+            more = self._growth(room, max(1, used // 4))
+            if pool is None:
+                pool = self._pools[room] = _Pool(self._new_cache(more, room))
+            else:
+                pool.cache.resize(used + more)
         pool.cache.truncate(used, 0)
         pool.names.append(name)
         self._room[name] = room
+
+    def _growth(self, room: int, wanted: int) -> int:
+        """How many rows of a size to add, of those wanted; makes place for them where there is little."""
+        if self._allocated + wanted * room > self._budget:
+            for pool in self._pools.values():
+                if pool.cache.rows > len(pool.names):
+                    pool.cache.resize(len(pool.names))
+        return max(1, min(wanted, (self._budget - self._allocated) // room))
+
+    @property
+    def _allocated(self) -> int:
+        return sum(pool.cache.rows * room for room, pool in self._pools.items())
 
     def close(self, name: int) -> None:
         room = self._room.pop(name)

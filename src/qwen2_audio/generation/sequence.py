@@ -78,8 +78,8 @@ class Sequence:
         token = choice.token
         self.tokens.append(token)
         text = ""
-        if token in self._end_ids:
-            self.finish_reason = "stop"
+        if token in self._end_ids:  # of a grammar that failed it says nothing
+            self.finish_reason = "length" if choice.failed else "stop"
         else:
             text = self._stops.push(self._detokenizer.push(token))
             if self._stops.stopped or choice.ended:

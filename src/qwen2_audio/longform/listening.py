@@ -127,6 +127,11 @@ class Question:
         return ran_on or bool(repeated_tail(heard.tokens)) or is_impossible(heard.text, _spoken(window))
 
 
+def kept_text(heard: Heard, segment: Segment) -> str:
+    """What the next window is compared with: the answer that became a segment, or as much as was kept of it."""
+    return segment.text if segment.finish_reason == "length" else heard.text
+
+
 def _spoken(window: Window) -> float:
     return (window.spoken[1] - window.spoken[0]) / SAMPLE_RATE
 
@@ -159,21 +164,22 @@ def listen(
         answers = hear([window for _, window in batch])
         for (number, window), heard in zip(batch, answers, strict=True):
             known = before[1] if before[0] == number else ""
-            for segment in _settled(window, heard, known, question, hear):
-                yield number, segment
-            before = number, heard.text
+            segments, kept = _settled(window, heard, known, question, hear)
+            yield from ((number, segment) for segment in segments)
+            before = number, kept
 
 
-def _settled(window: Window, heard: Heard, before: str, question: Question, hear: Hear) -> Iterator[Segment]:
+def _settled(window: Window, heard: Heard, before: str, question: Question, hear: Hear) -> tuple[list[Segment], str]:
+    """Segments of an answer or of those that took its place, and the text of the last one."""
     outcome = question.settle(window, heard, before)
     if isinstance(outcome, Segment):
-        yield outcome
-        return
+        return [outcome], kept_text(heard, outcome)
     answers = hear(outcome)
-    if kept := question.confirmed(window, heard, before, answers):
-        yield kept
-        return
+    if confirmed := question.confirmed(window, heard, before, answers):
+        return [confirmed], kept_text(heard, confirmed)
+    found: list[Segment] = []
     before = before if window.joined else ""
     for half, again in zip(outcome, answers, strict=True):
-        yield from _settled(half, again, before, question, hear)
-        before = again.text
+        segments, before = _settled(half, again, before, question, hear)
+        found += segments
+    return found, before

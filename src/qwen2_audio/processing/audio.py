@@ -7,13 +7,14 @@ import http.client
 import io
 import mmap
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,10 @@ _NO_LIMITS = DecodeLimits()
 _STREAM_SAMPLES = 20 * SAMPLE_RATE
 _LARGE_FILE = 64 * 1024 * 1024
 """Files from this size on are not read into memory."""
+_LARGEST_SAMPLE = 1e10
+"""Some write 32-bit whole numbers as they are, up to 2.1e9; anything larger is damage."""
+_LONGEST_ESCAPED = 64 * 1024
+"""Characters of a data URL without base64: to read them takes more than 200 bytes for each that is escaped."""
 
 
 def load_audio(source: AudioSource, limits: DecodeLimits = _NO_LIMITS, name: str = "") -> NDArray[np.float32]:
@@ -103,8 +108,11 @@ def _resampled(blocks: Iterator[Block], name: str) -> Iterator[NDArray[np.float3
 
     given, taken, stream, rate = 0, 0, None, SAMPLE_RATE
     for samples, rate in blocks:
-        if not np.isfinite(samples).all():
+        peak = float(np.abs(samples).max(initial=0))
+        if not np.isfinite(peak):
             raise AudioError(f"{name} holds samples that are not numbers (NaN or infinity); repair or re-export it")
+        if peak > _LARGEST_SAMPLE:  # the network that finds speech would hear nothing behind it
+            raise AudioError(f"{name} holds samples of absurd size ({peak:.1e}); scale it to the range -1 to 1")
         if not RATES[0] <= rate <= RATES[1]:
             raise AudioError(
                 f"{name} has a sampling rate of {rate} Hz; {RATES[0]} to {RATES[1]} Hz make sense, re-export it"
@@ -208,12 +216,17 @@ def read_data_url(url: str) -> bytes:
     """What a data URL holds.
 
     Raises:
-        AudioError: it is none, or its base64 is not valid.
+        AudioError: it is none, its base64 is not valid, or it is long and not in base64.
     """
     header, comma, body = url.partition(",")
     if not comma:
         raise AudioError("the data URL has no comma; it should look like data:audio/wav;base64,...")
     if not header.endswith(";base64"):
+        if len(body) > _LONGEST_ESCAPED:
+            raise AudioError(
+                f"the data URL holds {len(body)} characters without ;base64, at most {_LONGEST_ESCAPED} are read; "
+                "send it as data:audio/wav;base64,..."
+            )
         return unquote_to_bytes(body)
     try:
         return base64.b64decode(body, validate=True)
@@ -221,9 +234,22 @@ def read_data_url(url: str) -> bytes:
         raise AudioError(f"the data URL is not valid base64 ({error}); encode the file again") from error
 
 
+def _as_sent(url: str) -> str:
+    """An address in ASCII: the host in IDNA, other letters as %XX in UTF-8; what is ASCII stays as it is."""
+    if url.isascii():
+        return url
+    parts = urlsplit(url)
+    user, at, place = parts.netloc.rpartition("@")
+    if not place.isascii():
+        host, colon, port = place.partition(":")
+        place = host.encode("idna").decode("ascii") + colon + port
+    address = parts._replace(netloc=user + at + place).geturl()
+    return re.sub(r"[^\x00-\x7f]+", lambda found: quote(found[0]), address)
+
+
 def _read_url(url: str) -> bytes:
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "qwen2-audio"})
+        request = urllib.request.Request(_as_sent(url), headers={"User-Agent": "qwen2-audio"})
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
             kind = response.headers.get_content_type()
             promised = response.headers.get("Content-Length", "")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import re
+from math import prod
 from typing import TypeAlias
 
 _NEAR = 0x1000
 _UNKNOWN_AU = 0xFFFF_FFFF
+_NIST_HEAD = 0x1000
+_NIST_SIZES = (b"sample_count", b"sample_n_bytes", b"channel_count")
 
 Data: TypeAlias = bytes | mmap.mmap
 
@@ -31,8 +35,14 @@ def is_known(size: int) -> bool:
 
 
 def promised_bytes(data: Data) -> int:
-    """Size of the whole file according to its header, for AIFF, RF64, Wave64, AU and CAF; 0 where it does not say."""
+    """Size of the whole file according to its header, for AIFF, RF64, Wave64, AU, CAF, AVI and NIST SPHERE; 0 where it does
+    not say."""
     kind = data[:4]
+    if kind == b"RIFF" and data[8:12] == b"AVI ":  # a long one goes on in more such chunks, which is not looked into
+        size = int.from_bytes(data[4:8], "little")
+        return 8 + size if is_known(size) else 0
+    if data[:7] == b"NIST_1A":
+        return _promised_by_nist(data)
     if kind == b"FORM":
         return 8 + int.from_bytes(data[4:8], "big")
     if kind == b"RF64":
@@ -51,6 +61,16 @@ def promised_bytes(data: Data) -> int:
             at += 12 + size
         return at
     return 0
+
+
+def _promised_by_nist(data: Data) -> int:
+    """Of a NIST SPHERE file; 0 where the number of samples is missing, or they are compressed."""
+    start = int(data[8:16].strip()) if data[8:16].strip().isdigit() else 0
+    head = data[: min(start, _NIST_HEAD)]
+    count, *sizes = (re.search(rb"\n" + name + rb" -i (\d+)\s", head) for name in _NIST_SIZES)
+    if count is None or b"embedded" in head:
+        return 0
+    return start + int(count[1]) * prod(int(size[1]) for size in sizes if size)  # each is at least 1
 
 
 def ogg_state(data: Data) -> tuple[bool, bool, bool]:

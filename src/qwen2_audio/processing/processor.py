@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen2_audio.config import SAMPLE_RATE, Qwen2AudioConfig
+from qwen2_audio.config import SAMPLE_RATE, Qwen2AudioConfig, audio_tokens, mel_frames
 from qwen2_audio.errors import CheckpointError, ContextLengthError, ConversationError
 from qwen2_audio.processing.audio import load_audio, load_part
 from qwen2_audio.processing.chat_template import check, render, render_base
 from qwen2_audio.processing.conversation import AudioPart, AudioSource, Conversation, Message, Part
 from qwen2_audio.processing.mel import Clip, log_mel
 from qwen2_audio.processing.tokenizer import AUDIO, Tokenizer, load_tokenizer
-from qwen2_audio.processing.windows import windows
+from qwen2_audio.processing.windows import check_length, windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,25 @@ class Prompt:
     text: str
 
 
+class Measured(Protocol):
+    """A recording of which it is known how many tokens it becomes; a `Clip` is one."""
+
+    @property
+    def tokens(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A recording of at most 30 s whose features are not computed yet, float32 [samples] at 16 kHz."""
+
+    samples: NDArray[np.float32]
+
+    @property
+    def tokens(self) -> int:
+        """Number of audio tokens that it becomes."""
+        return audio_tokens(mel_frames(self.samples.shape[0]))
+
+
 class Processor:
     """Tokenizer, features and prompt rendering of one checkpoint."""
 
@@ -47,7 +67,7 @@ class Processor:
         """Features of one recording of at most 30 s, float32 [samples] at 16 kHz."""
         return log_mel(samples, self.mel_bins)
 
-    def expand(self, ids: list[int], clips: Iterator[Clip]) -> list[int]:
+    def expand(self, ids: list[int], clips: Iterator[Measured]) -> list[int]:
         """Repeat each placeholder once for each audio token of the next clip.
 
         Raises:
@@ -64,7 +84,7 @@ class Processor:
                 out.append(token)
         return out
 
-    def encode(self, text: str, clips: list[Clip]) -> list[int]:
+    def encode(self, text: str, clips: Sequence[Measured]) -> list[int]:
         """Ids of a rendered prompt with one placeholder a clip.
 
         Raises:
@@ -84,19 +104,21 @@ class Processor:
         Recordings over 30 s become consecutive windows, each its own "Audio n" part, with an `AudioWarning`.
         """
         check(conversation)
-        conversation, clips = self.hear(conversation)
-        text = render(conversation)
-        return self._checked(Prompt(self.encode(text, clips), clips, text))
+        conversation, cut = self._cut(conversation)
+        return self._heard(render(conversation), cut)
 
     def prepare_base(self, audios: Iterable[AudioSource], instruction: str) -> Prompt:
         """The base model's bare prompt: recordings, then the instruction."""
-        clips = [self.clip(window) for audio in audios for window in windows(load_audio(audio), "the recording")]
-        text = render_base(len(clips), instruction)
-        return self._checked(Prompt(self.encode(text, clips), clips, text))
+        cut = [_window(samples) for audio in audios for samples in windows(load_audio(audio), "the recording")]
+        return self._heard(render_base(len(cut), instruction), cut)
 
     def hear(self, conversation: Conversation) -> tuple[Conversation, list[Clip]]:
         """Decode all recordings. In the conversation returned, each audio part is one window of at most 30 s."""
-        clips: list[Clip] = []
+        conversation, cut = self._cut(conversation)
+        return conversation, [self.clip(window.samples) for window in cut]
+
+    def _cut(self, conversation: Conversation) -> tuple[Conversation, list[Window]]:
+        cut: list[Window] = []
         recordings = 0
         messages: list[Message] = []
         for message in conversation.messages:
@@ -106,15 +128,17 @@ class Processor:
                     parts.append(part)
                     continue
                 recordings += 1
-                for window in windows(load_part(part), f"recording {recordings}"):
-                    clips.append(self.clip(window))
-                    parts.append(AudioPart((window, SAMPLE_RATE)))
+                for samples in windows(load_part(part), f"recording {recordings}"):
+                    cut.append(_window(samples))
+                    parts.append(AudioPart((samples, SAMPLE_RATE)))
             messages.append(replace(message, parts=tuple(parts)))
-        return Conversation(tuple(messages)), clips
+        return Conversation(tuple(messages)), cut
 
-    def _checked(self, prompt: Prompt) -> Prompt:
-        self.check_context(len(prompt.ids))
-        return prompt
+    def _heard(self, text: str, cut: Sequence[Window]) -> Prompt:
+        """A rendered prompt with its features, which are computed only where all of it fits into the context."""
+        ids = self.encode(text, cut)
+        self.check_context(len(ids))
+        return Prompt(ids, [self.clip(window.samples) for window in cut], text)
 
     def check_context(self, tokens: int) -> None:
         """Raise `ContextLengthError` unless `tokens` and at least one more fit into the context."""
@@ -123,6 +147,11 @@ class Processor:
                 f"the prompt is too long: {tokens} tokens, the model's context holds {self.context_length} "
                 "including the answer; use shorter or fewer recordings (25 tokens a second), or start a new conversation"
             )
+
+
+def _window(samples: NDArray[np.float32]) -> Window:
+    check_length(samples.shape[0])
+    return Window(samples)
 
 
 def load_processor(folder: Path, config: Qwen2AudioConfig) -> Processor:

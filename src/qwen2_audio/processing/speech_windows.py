@@ -40,6 +40,7 @@ class Window:
         spoken: where in the recording speech begins and ends in it, in samples.
         probability: mean probability of speech between the two.
         joined: it begins where the window before ends, amid speech.
+        stretches: where in the recording somebody speaks, in samples, in order; (): all the time that is `spoken`.
     """
 
     start: int
@@ -47,6 +48,7 @@ class Window:
     spoken: tuple[int, int]
     probability: float
     joined: bool = False
+    stretches: tuple[tuple[int, int], ...] = ()
 
     @property
     def end(self) -> int:
@@ -59,14 +61,17 @@ class Window:
         return len(self.samples) / SAMPLE_RATE
 
     def halves(self) -> list[Window]:
-        """The same in two or three consecutive windows, cut where it is quietest."""
+        """The same in consecutive windows, mostly two, cut where it is quietest; pieces in which nobody speaks are left out."""
+        stretches = self.stretches or (self.spoken,)
         found: list[Window] = []
         start = self.start
         for piece in split_at_pauses(self.samples, 0.7 * self.seconds):
             end = start + len(piece)
-            spoken = (max(start, min(self.spoken[0], end)), min(end, max(self.spoken[1], start)))
-            joined = self.joined if not found else True
-            found.append(Window(start, piece, spoken, self.probability, joined))
+            inside = tuple((max(a, start), min(b, end)) for a, b in stretches if a < end and b > start)
+            if inside:
+                amid = any(a < start < b for a, b in stretches)
+                joined = self.joined if start == self.start else amid
+                found.append(Window(start, piece, (inside[0][0], inside[-1][1]), self.probability, joined, inside))
             start = end
         return found
 
@@ -204,10 +209,11 @@ class WindowCutter:
 
     def _whole(self) -> Iterator[Window]:
         if self._probabilities.max(initial=0) > PERHAPS:
-            spoken = np.flatnonzero(speech_mask(self._probabilities))
-            first, last = (int(spoken[0]), int(spoken[-1]) + 1) if len(spoken) else (0, len(self._probabilities))
-            interval = (first * CHUNK, min(last * CHUNK, self._held_until))
-            yield Window(0, self._samples, interval, float(self._probabilities[first:last].mean()))
+            spoken = runs(speech_mask(self._probabilities)) or [(0, len(self._probabilities))]
+            first, last = spoken[0][0], spoken[-1][1]
+            stretches = self._in_samples(spoken)
+            probability = float(self._probabilities[first:last].mean())
+            yield Window(0, self._samples, (stretches[0][0], stretches[-1][1]), probability, stretches=stretches)
 
     def _next(self, known: int, *, over: bool) -> Window | None:
         """Take the next window, or silence, off the front; decided by `known` chunks, so that blocks do not matter."""
@@ -224,17 +230,23 @@ class WindowCutter:
         end, amid = choose_end(mask, self._energies(known), first, self._most)
         if over and 0 < known - end < SHORTEST_SPEECH and amid:  # too short a rest to be heard
             end = known - SHORTEST_SPEECH
-        heard = spoken[(spoken >= first) & (spoken < end)]
-        start, stop = int(heard[0]), int(heard[-1]) + 1
+        heard = [(first + a, first + b) for a, b in runs(mask[first:end])]
+        stretches = self._in_samples(heard)
         window = Window(
             start=(self._origin + first) * CHUNK,
             samples=self._samples[first * CHUNK : end * CHUNK].copy(),
-            spoken=((self._origin + start) * CHUNK, min((self._origin + stop) * CHUNK, self._held_until)),
-            probability=float(probabilities[start:stop].mean()),
+            spoken=(stretches[0][0], stretches[-1][1]),
+            probability=float(probabilities[heard[0][0] : heard[-1][1]].mean()),
             joined=self._inside and first == 0,
+            stretches=stretches,
         )
         self._drop(end, inside=amid)
         return window
+
+    def _in_samples(self, chunks: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """Stretches of what is known, from chunks to samples of the recording."""
+        origin, held = self._origin, self._held_until
+        return tuple(((origin + a) * CHUNK, min((origin + b) * CHUNK, held)) for a, b in chunks)
 
     @property
     def _held_until(self) -> int:

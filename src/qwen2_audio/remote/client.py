@@ -13,7 +13,7 @@ import httpx
 from qwen2_audio.errors import ContextLengthError, ServerError, UsageError
 from qwen2_audio.remote.address import Address
 from qwen2_audio.remote.models import RemoteModel, choose_model, read_models
-from qwen2_audio.remote.refusals import Refusal, read_refusal
+from qwen2_audio.remote.refusals import Refusal, read_failure, read_refusal
 from qwen2_audio.remote.stream import BadStreamError, Chunk, SseDecoder, read_chunk
 
 CONNECTIONS = 16
@@ -71,7 +71,15 @@ class RemoteClient:
         content = json.dumps(body, ensure_ascii=False).encode()
         with self._opened("POST", path, content) as response:
             try:
-                yield from _chunks(response)
+                begun = False
+                for chunk in _chunks(response):
+                    if chunk.error:
+                        failure = read_failure(chunk, self.address)
+                        if begun or failure.fault == "broken":
+                            raise BadStreamError(failure.words)
+                        raise self._error(failure)
+                    begun = begun or bool(chunk.text)
+                    yield chunk
             except (httpx.HTTPError, BadStreamError) as error:
                 raise ServerError(f"the answer of {self.address.base} broke off ({error}); ask again") from error
 
@@ -128,18 +136,18 @@ class RemoteClient:
 
 
 def _chunks(response: httpx.Response) -> Iterator[Chunk]:
-    """Up to the end of the answer, which a stream must have."""
+    """Up to the end of the answer, which a stream must have, or to an error in it."""
     decoder, ended = SseDecoder(), False
     for piece in response.iter_bytes():
         for data in decoder.feed(piece):
             if data == "[DONE]":
                 return
             chunk = read_chunk(data)
-            if chunk.error:
-                raise BadStreamError(chunk.error)
             if chunk.aborted:
                 raise BadStreamError("the engine gave up")
             ended = ended or chunk.finish_reason is not None
             yield chunk
+            if chunk.error:
+                return
     if not ended:
         raise BadStreamError("the connection closed before the end")

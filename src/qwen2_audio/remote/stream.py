@@ -72,6 +72,7 @@ class Chunk:
 
     Attributes:
         error: what went wrong in the middle, as the server says it; nothing follows it.
+        code, kind: of that error, where the server names them: 400 or "overloaded", and "BadRequestError".
     """
 
     text: str = ""
@@ -79,6 +80,8 @@ class Chunk:
     usage: Usage | None = None
     logprobs: tuple[Logprob, ...] = ()
     error: str = ""
+    code: str = ""
+    kind: str = ""
     aborted: bool = False
 
 
@@ -91,8 +94,7 @@ def read_chunk(data: str) -> Chunk:
     try:
         event = json.loads(data)
         if isinstance(event, dict) and event.get("error"):
-            error = event["error"]
-            return Chunk(error=str(error.get("message", error) if isinstance(error, dict) else error))
+            return _failure(event["error"])
         usage = _usage(event.get("usage"))
         if not event["choices"]:
             return Chunk(usage=usage)
@@ -108,6 +110,13 @@ def read_chunk(data: str) -> Chunk:
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise BadStreamError(f"no chat completion chunk: {data:.200}") from error
+
+
+def _failure(error: Any) -> Chunk:
+    if not isinstance(error, dict):
+        return Chunk(error=str(error))
+    code, kind = error.get("code"), error.get("type")
+    return Chunk(error=str(error.get("message", error)), code=str(code or ""), kind=str(kind or ""))
 
 
 def _usage(value: Mapping[str, Any] | None) -> Usage | None:

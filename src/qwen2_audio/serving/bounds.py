@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
@@ -26,6 +27,8 @@ _UPLOAD_TIMES = 6
 _FORM = 1 * MIB
 """What a form may hold besides its file."""
 _CLOSE = {"Connection": "close"}
+_LAST_WORDS = 1.0
+"""Seconds in which a client must take the news that the server ends."""
 
 
 async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +77,11 @@ class Bounds:
                 raise
             message = f"the answer was not ready within {times * self._timeout:g} s; ask for less at a time"
             await answer.end(Problem(504, message, "server_error", code="timeout", headers=_CLOSE), scope, receive)
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await answer.end(_ending(), scope, receive)
+            raise
 
 
 class Bodies:
@@ -189,6 +197,12 @@ class _Answer:
         elif self._events and not self._ended:
             event = f"data: {json.dumps(problem.body)}\n\n".encode()
             await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+def _ending() -> Problem:
+    message = "the server was told to end before the answer was ready; try again in a moment"
+    headers = {**_CLOSE, "Retry-After": "1"}
+    return Problem(503, message, "server_error", code="engine_lost", headers=headers)
 
 
 def _too_many(running: int) -> Problem:

@@ -92,7 +92,7 @@ class DecoderPool:
     @asynccontextmanager
     async def _decoder(self) -> AsyncIterator[_Decoder]:
         async with self._free:
-            decoder = self._idle.pop() if self._idle else await _Decoder.start(self._memory_mib)
+            decoder = await self._living() or await _Decoder.start(self._memory_mib)
             self._busy.add(decoder)
             try:
                 yield decoder
@@ -102,6 +102,15 @@ class DecoderPool:
                     self._idle.append(decoder)
                 else:
                     await decoder.end()
+
+    async def _living(self) -> _Decoder | None:
+        """One of those that wait; those whose process has ended meanwhile are put away."""
+        while self._idle:
+            decoder = self._idle.pop()
+            if decoder.alive:
+                return decoder
+            await decoder.end()
+        return None
 
 
 class _Decoder:
@@ -138,6 +147,10 @@ class _Decoder:
             await decoder.end()
             raise
         return decoder
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
 
     @property
     def ready(self) -> bool:

@@ -157,7 +157,7 @@ class Fetcher:
         if _NUMERIC.fullmatch(host) and not _is_plain(host):
             raise AudioError(f"{name} names its host by a number in an unusual form; give its name")
         parsed = httpx.URL(url)
-        if (parsed.scheme, parsed.host) != (scheme, host) or parsed.userinfo:
+        if (parsed.scheme, _host_of(parsed)) != (scheme, host) or parsed.userinfo:
             raise AudioError(f"{name} can be read in two ways; give a plain http(s)://host/path")
         if parsed.port is not None and not (
             parsed.port in _PORTS.values() or _LOWEST_FREE_PORT <= parsed.port < 1 << 16
@@ -176,8 +176,10 @@ class Fetcher:
         after = self._check(str(before.join(location)), name)
         if before.scheme == "https" and after.scheme == "http":
             raise AudioError(f"{name} leads from https to http; give the last address")
-        same_place = (after.host, after.port, after.scheme) == (before.host, before.port, before.scheme)
-        if after.port is not None and not same_place:  # None: the port of its scheme
+        there, here = ((url.scheme, _host_of(url), _port_of(url)) for url in (after, before))
+        to_https = here[::2] == ("http", _PORTS["http"]) and there[::2] == ("https", _PORTS["https"])
+        moved = there[2] != here[2] and not to_https
+        if moved or (after.port is not None and there != here):  # None: the port of its scheme
             raise AudioError(f"{name} leads to another port; give the last address")
         return after
 
@@ -190,7 +192,7 @@ class Fetcher:
                 url.copy_with(host=address, fragment=None),
                 # no connection is kept: it would serve whatever host has the same address, its certificate unseen
                 headers={"Host": url.netloc.decode("ascii"), "Connection": "close"},
-                extensions={"sni_hostname": url.host},  # the certificate must be the host's
+                extensions={"sni_hostname": _host_of(url)},  # the certificate must be the host's
             )
             try:
                 response = await self._client.send(request, stream=True)
@@ -204,11 +206,11 @@ class Fetcher:
         raise failed or httpx.ConnectError("no address")
 
     async def _addresses(self, url: httpx.URL, name: str) -> Sequence[str]:
-        host = url.host
+        host = _host_of(url)
         try:
             found: Sequence[str] = [str(ipaddress.ip_address(host))]
         except ValueError:
-            found = await self._resolve(host, url.port or _PORTS[url.scheme])
+            found = await self._resolve(host, _port_of(url))
         if not found or not all(is_public(address) for address in found):  # which ones they are is nobody's business
             raise AudioError(f"{name} is not on the public internet, where alone this server fetches; send it itself")
         return found
@@ -231,6 +233,15 @@ class Fetcher:
         if data[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
             raise AudioError(f"{name} is a web page (HTML), not a recording; give the address of the file itself")
         return bytes(data)
+
+
+def _host_of(url: httpx.URL) -> str:
+    """As it goes over the network; `url.host` would show xn--... in the letters that it stands for."""
+    return url.raw_host.decode("ascii")
+
+
+def _port_of(url: httpx.URL) -> int:
+    return url.port or _PORTS[url.scheme]
 
 
 def shown(url: str) -> str:

@@ -188,9 +188,12 @@ class LocalBackend:
         card = self._card(job.model)
         engine = self._running_engine()
         with self._room.enter() as place:
-            answer, prompt_tokens = await self._submit(engine, job, card, place)
+            latest = asyncio.get_running_loop().time() + self._config.queue_timeout
+            async with self._beginning(latest):
+                answer, prompt_tokens = await self._submit(engine, job, card, place)
             try:
-                steps = await self._first_steps(answer)
+                async with self._beginning(latest):
+                    steps = await answer.steps()
                 place.begin()
                 cached = steps[0].cached_tokens
                 while True:
@@ -225,12 +228,14 @@ class LocalBackend:
             raise EngineLostError("the engine is not running; if it is being started, try again in a few seconds")
         return self._engine
 
-    async def _first_steps(self, answer: Answer) -> list[Step]:
-        limit = self._config.queue_timeout
+    @contextlib.asynccontextmanager
+    async def _beginning(self, latest: float) -> AsyncIterator[None]:
+        """What comes before the first token of an answer, to be done by a time of the event loop."""
         try:
-            async with asyncio.timeout(limit):
-                return await answer.steps()
+            async with asyncio.timeout_at(latest):
+                yield
         except TimeoutError:
+            limit = self._config.queue_timeout
             raise OverloadedError(
                 f"the answer could not begin within {limit:g} s, too much is waiting; try again later",
                 self._room.retry_after,

@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, nullcontext
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
@@ -26,7 +26,9 @@ from qwen2_audio.serving.settings import MIB, Settings
 _PIECE = 64 * 1024
 _DATA_URL_HEAD = 256
 _MOST_FETCHED = 16
-"""Recordings that are being fetched, or lie fetched until they are decoded; more wait."""
+"""Recordings that are being fetched, and as many that lie fetched until they are decoded; more wait."""
+_MOST_OF_A_REQUEST = 4
+"""Those that are fetched for one request at a time: addresses that do not answer must not take all places."""
 
 
 class Upload(Protocol):
@@ -70,6 +72,7 @@ class Media:
             settings.decoders, timeout, upload_memory, whole=True
         )  # waits for no long recording
         self._fetching = asyncio.Semaphore(_MOST_FETCHED)
+        self._fetched = asyncio.Semaphore(_MOST_FETCHED)
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -98,9 +101,10 @@ class Media:
         check_count(len(clips), self._settings.max_clips)
         names = {clip: f"recording {at + 1}" if len(clips) > 1 else "the recording" for at, clip in enumerate(clips)}
         total = _Total(Counter(clips), self._settings.max_request_seconds)
+        few = asyncio.Semaphore(_MOST_OF_A_REQUEST)
         remarks: dict[Encoded | Link, list[str]] = {clip: [] for clip in names}
         tasks = {
-            clip: asyncio.create_task(self._load(clip, name, total, remarks[clip])) for clip, name in names.items()
+            clip: asyncio.create_task(self._load(clip, name, total, remarks[clip], few)) for clip, name in names.items()
         }
         try:
             await asyncio.gather(*tasks.values())
@@ -144,9 +148,16 @@ class Media:
             async for block in blocks:
                 yield block
 
-    async def _load(self, clip: Encoded | Link, name: str, total: _Total, told: list[str]) -> AudioPart:
-        async with self._fetching if isinstance(clip, Link) else nullcontext():
-            data = await self._bytes(clip, name)
+    async def _load(
+        self, clip: Encoded | Link, name: str, total: _Total, told: list[str], few: asyncio.Semaphore
+    ) -> AudioPart:
+        async with AsyncExitStack() as until_decoded:
+            if isinstance(clip, Link) and not _holds_data(clip.url):
+                async with few, self._fetching:
+                    data = await self._fetcher.fetch(clip.url)
+                    await until_decoded.enter_async_context(self._fetched)
+            else:
+                data = await self._bytes(clip, name)
             if not data:
                 raise AudioError(f"{name} is empty (0 bytes); give a recording")
             samples = await self._samples(self._clips, _cut(data), name, told)
@@ -154,13 +165,12 @@ class Media:
         return AudioPart((samples, SAMPLE_RATE))
 
     async def _bytes(self, clip: Encoded | Link, name: str) -> bytes:
+        """What the request itself holds."""
         limit = self._settings.max_clip_mib * MIB
         if isinstance(clip, Encoded):
             data = await _from_base64(clip.data, limit, name)
             check_format(data, clip.format, name)
             return data
-        if clip.url[:5].lower() != "data:":
-            return await self._fetcher.fetch(clip.url)
         if len(clip.url) > 4 * -(-limit // 3) + _DATA_URL_HEAD:
             raise _too_large(name, limit)
         return await asyncio.to_thread(read_data_url, "data:" + clip.url[5:])
@@ -191,6 +201,10 @@ class _Total:
         self._seconds += self._times[clip] * samples.shape[0] / SAMPLE_RATE
         if self._seconds > self._limit:
             raise TooLongError(f"the recordings are longer than {self._limit:g} s together; cut them or leave some out")
+
+
+def _holds_data(url: str) -> bool:
+    return url[:5].lower() == "data:"
 
 
 def _too_large(name: str, limit: int) -> TooLargeError:

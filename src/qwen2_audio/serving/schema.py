@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from qwen2_audio.serving.fields import BOOKKEEPING, Strict, refusal
 
 MAX_TOKENS = 2**31 - 1
+_TOGETHER = 64
+"""Entries of an object that are checked at a time. Like `fail_fast` of lists: of 100,000 wrong ones the first is told, and
+the others are not looked at."""
 
 
 class TextContent(Strict):
@@ -58,11 +70,11 @@ def _text_or_list(value: Any) -> str | None:
 
 
 TextOrContents = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Content], Tag("list"), Field(min_length=1)],
+    Annotated[str, Tag("text")] | Annotated[list[Content], Tag("list"), Field(min_length=1, fail_fast=True)],
     Discriminator(_text_or_list, custom_error_type="text_type", custom_error_message="give text or a list of parts"),
 ]
 TextOrTexts = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[str], Tag("list"), Field(min_length=1)],
+    Annotated[str, Tag("text")] | Annotated[list[str], Tag("list"), Field(min_length=1, fail_fast=True)],
     Discriminator(_text_or_list, custom_error_type="text_type", custom_error_message="give text or a list of texts"),
 ]
 
@@ -117,14 +129,28 @@ def _listed(value: Any) -> Any:
 
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1)]],
+    Field(fail_fast=True),
     BeforeValidator(_listed),
     WithJsonSchema(
         {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]}
     ),
 ]
+
+
+def _some_at_a_time(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    if not isinstance(value, dict):
+        return check(value)
+    entries = list(value.items())
+    checked: dict[Any, Any] = {}
+    for at in range(0, len(entries), _TOGETHER):
+        checked |= check(dict(entries[at : at + _TOGETHER]))
+    return checked
+
+
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Bias = Annotated[
     dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+    WrapValidator(_some_at_a_time),
     Field(description="Token id to what is added to its logit."),
 ]
 
@@ -149,7 +175,9 @@ class Sampling(Strict):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(None, description="Makes drawing repeatable.")
     stop: Stops | None = Field(None, description="The answer ends before any of these texts.")
-    stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends at any of these tokens.")
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(
+        None, description="The answer ends at any of these tokens."
+    )
     ignore_eos: bool | None = Field(None, description="Go on past the model's own end of an answer.")
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -172,7 +200,7 @@ class Sampling(Strict):
 class ChatRequest(Sampling):
     """A conversation that is to be answered."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         None, description="Another name of max_tokens."
     )
@@ -193,7 +221,7 @@ class CompletionRequest(Sampling):
     """The base model's bare prompt: recordings, then text that is continued; no chat."""
 
     prompt: TextOrTexts = Field(description="Text, or several texts that are continued each by itself.")
-    audio: list[AudioContent] | None = Field(
+    audio: Annotated[list[AudioContent], Field(fail_fast=True)] | None = Field(
         None, description="Recordings in front of every prompt, in order (an extension of this server)."
     )
     logprobs: Annotated[int, Field(ge=0)] | None = Field(
@@ -206,9 +234,9 @@ class TokenizeRequest(Strict):
 
     ignored: ClassVar[frozenset[str]] = BOOKKEEPING
     model: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
     prompt: str | None = None
-    audio: list[AudioContent] | None = None
+    audio: Annotated[list[AudioContent], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen2_audio.longform.listening import Heard, Question
+from qwen2_audio.longform.listening import Heard, Question, kept_text
 from qwen2_audio.longform.segments import Segment
 from qwen2_audio.processing.speech_windows import Window, WindowCutter
 from qwen2_audio.serving.answering import deltas
@@ -20,6 +20,7 @@ from qwen2_audio.serving.backend import Backend, EngineLostError, Job, ModelCard
 WINDOWS_AT_ONCE = 8
 """Of one recording; more would keep others waiting."""
 _ATTEMPTS = 4
+"""For one window, while none of the recording is being answered."""
 _RESTART_SECONDS = 2.0
 
 
@@ -48,7 +49,9 @@ class ServedTranscriber:
         self.prompt_tokens = self.completion_tokens = 0
         self._backend, self._card, self._question = backend, card, question
         self._cutter = WindowCutter(card.transcription_window)
-        self._answered = False
+        self._asked = self._answered = False
+        self._in_flight = 0
+        self._ended = asyncio.Event()  # set when a window was heard or given up; then it is a new one
 
     @property
     def samples(self) -> int:
@@ -63,14 +66,15 @@ class ServedTranscriber:
 
         Raises:
             AudioError: the recording cannot be heard, perhaps after some segments.
-            OverloadedError, EngineLostError: for the first window at once, for later ones after a few attempts.
+            OverloadedError, EngineLostError: for the first window at once, for others after a few attempts; while windows
+                are being answered, others wait for a place.
         """
         before = ""
         async with aclosing(self._in_order(blocks)) as answered:
             async for window, answer in answered:
-                for transcribed in await self._settled(window, answer, before):
+                found, before = await self._settled(window, answer, before)
+                for transcribed in found:
                     yield transcribed
-                before = answer.heard.text
 
     async def _in_order(
         self, blocks: AsyncIterable[NDArray[np.float32]]
@@ -101,37 +105,62 @@ class ServedTranscriber:
         """In a thread: the windows that are certain with one more block; None: nothing follows."""
         return list(self._cutter.finish() if block is None else self._cutter.push(block))
 
-    async def _settled(self, window: Window, answer: _Answer, before: str) -> list[Transcribed]:
+    async def _settled(self, window: Window, answer: _Answer, before: str) -> tuple[list[Transcribed], str]:
+        """What became of an answer or of those that took its place, and the text of the last one."""
         outcome = self._question.settle(window, answer.heard, before)
         if isinstance(outcome, Segment):
-            return [Transcribed(outcome, answer.logprobs if outcome.text else ())]
+            found = [Transcribed(outcome, answer.logprobs if outcome.text else ())]
+            return found, kept_text(answer.heard, outcome)
         tasks = [asyncio.create_task(self._hear(half)) for half in outcome]
         try:
             answers = [await task for task in tasks]
         finally:
             await _cancel(tasks)
         if kept := self._question.confirmed(window, answer.heard, before, [again.heard for again in answers]):
-            return [Transcribed(kept, answer.logprobs)]
-        found: list[Transcribed] = []
+            return [Transcribed(kept, answer.logprobs)], kept_text(answer.heard, kept)
+        found = []
         before = before if window.joined else ""
         for half, again in zip(outcome, answers, strict=True):
-            found += await self._settled(half, again, before)
-            before = again.heard.text
-        return found
+            settled, before = await self._settled(half, again, before)
+            found += settled
+        return found, before
 
     async def _hear(self, window: Window) -> _Answer:
-        """Ask; again where the engine is busy or was lost, unless nothing at all was answered so far."""
-        for attempt in range(_ATTEMPTS):
+        """Ask until there is an answer, or no hope of one; those who wait for a place then try again."""
+        try:
+            return await self._persistently(window)
+        finally:
+            ended, self._ended = self._ended, asyncio.Event()
+            ended.set()
+
+    async def _persistently(self, window: Window) -> _Answer:
+        """Ask; again where the engine is busy or was lost, unless that befalls the first window of all."""
+        first, self._asked = not self._asked, True
+        attempts = 0
+        while True:
             try:
-                answer = await self._answer(window)
+                return await self._ask(window)
             except (OverloadedError, EngineLostError) as error:
-                if not self._answered or attempt + 1 == _ATTEMPTS:
+                if first and not self._answered:
+                    raise
+                busy = isinstance(error, OverloadedError)
+                if busy and self._in_flight:  # the recording's own windows take the places
+                    await self._ended.wait()
+                    continue
+                attempts += 1
+                if attempts == _ATTEMPTS:
                     raise
                 await asyncio.sleep(error.retry_after if isinstance(error, OverloadedError) else _RESTART_SECONDS)
-            else:
-                self._answered = True
-                return answer
-        raise EngineLostError("the engine gave no answer; try again")  # for mypy: the loop returns or raises
+
+    async def _ask(self, window: Window) -> _Answer:
+        """Ask once."""
+        self._in_flight += 1
+        try:
+            answer = await self._answer(window)
+        finally:
+            self._in_flight -= 1
+        self._answered = True
+        return answer
 
     async def _answer(self, window: Window) -> _Answer:
         question = self._question

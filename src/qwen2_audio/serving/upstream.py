@@ -9,7 +9,6 @@ Clients of ours learn no addresses: those stand in the log.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -20,14 +19,12 @@ import httpx
 
 from qwen2_audio.errors import AudioError, ContextLengthError, UsageError
 from qwen2_audio.generation.options import GenerationOptions
-from qwen2_audio.processing.audio import load_part
-from qwen2_audio.processing.chat_template import render_base
 from qwen2_audio.processing.conversation import Conversation
 from qwen2_audio.remote.address import Address
 from qwen2_audio.remote.models import read_models
-from qwen2_audio.remote.refusals import Refusal, read_refusal
+from qwen2_audio.remote.refusals import Refusal, read_failure, read_refusal
 from qwen2_audio.remote.stream import BadStreamError, Chunk, SseDecoder, read_chunk
-from qwen2_audio.remote.wire import Dialect, bare_fields, chat_messages, completion_fields, option_fields
+from qwen2_audio.remote.wire import Dialect, completion_fields, option_fields
 from qwen2_audio.serving.backend import (
     BarePrompt,
     Delta,
@@ -39,6 +36,7 @@ from qwen2_audio.serving.backend import (
 )
 from qwen2_audio.serving.upstream_answer import Answer
 from qwen2_audio.serving.upstream_pool import Engine, Pool
+from qwen2_audio.serving.upstream_prompts import ENGINE, Body, Place, Prompts
 
 _LOG = logging.getLogger("qwen2_audio.serving.upstream")
 _CONNECT_SECONDS = 5.0
@@ -61,6 +59,7 @@ class UpstreamBackend:
         silence_timeout: float = 300.0,
         start_timeout: float = 60.0,
         health_interval: float = _HEALTH_SECONDS,
+        max_queue_mib: int = 512,
     ) -> None:
         """
         Args:
@@ -71,6 +70,7 @@ class UpstreamBackend:
             silence_timeout: seconds without a token, after which a server counts as lost.
             start_timeout: seconds within which the first server must answer.
             health_interval: seconds between looks at each server.
+            max_queue_mib: encoded recordings in memory, of answers that have not begun; more are refused.
 
         Raises:
             UsageError: an address makes no sense, or is given twice.
@@ -85,6 +85,7 @@ class UpstreamBackend:
         self._timeout = httpx.Timeout(silence_timeout, connect=_CONNECT_SECONDS, pool=None)
         self._start_timeout = start_timeout
         self._health_interval = health_interval
+        self._prompts = Prompts(max_queue_mib << 20)
         self._http: httpx.AsyncClient | None = None
         self._health: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
@@ -147,7 +148,13 @@ class UpstreamBackend:
 
     async def generate(self, job: Job) -> AsyncIterator[Delta]:
         """Answer a job by one of the servers; see `Backend.generate`."""
-        messages = await self._prompt(job.prompt)
+        with self._prompts.hold(job.prompt) as prompt:
+            async with aclosing(self._answer(job, prompt)) as deltas:
+                async for delta in deltas:
+                    prompt.release()  # no other server is asked any more
+                    yield delta
+
+    async def _answer(self, job: Job, prompt: Place) -> AsyncGenerator[Delta]:
         tried: set[Engine] = set()
         busy: list[float] = []
         while (engine := self._pool.choose(job.model, tried)) is not None:
@@ -155,7 +162,7 @@ class UpstreamBackend:
             begun = False
             engine.outstanding += 1
             try:
-                async with aclosing(self._ask(engine, job, messages)) as deltas:
+                async with aclosing(self._ask(engine, job, prompt)) as deltas:
                     async for delta in deltas:
                         begun = True
                         if delta.finish_reason:  # whoever has read that one hangs up
@@ -187,11 +194,11 @@ class UpstreamBackend:
         known = engine.model(model)
         if known is None or not known.dialect.tokenizes or isinstance(prompt, BarePrompt):
             raise UsageError("the engine behind this server cannot say the tokens of such a prompt")
-        body = {"model": model, **await self._prompt(prompt)}
         try:
-            response = await self._client.post(
-                engine.address.root + "/tokenize", json=body, headers=engine.address.headers
-            )
+            with self._prompts.hold(prompt) as held:
+                body = await held.body({"model": model}, known.dialect)
+                headers = {**body.headers, **engine.address.headers}
+                response = await self._client.post(engine.address.root + "/tokenize", content=body, headers=headers)
             if response.status_code == httpx.codes.OK:
                 return [int(token) for token in response.json()["tokens"]], known.context_length
             refusal = read_refusal(response.status_code, response.headers, response.text, engine.address)
@@ -206,27 +213,16 @@ class UpstreamBackend:
         return self._http
 
     @staticmethod
-    async def _prompt(prompt: Conversation | BarePrompt) -> dict[str, Any]:
-        """The messages of a conversation, encoded off the event loop; of a bare prompt nothing, that depends on the server."""
-        if isinstance(prompt, BarePrompt):
-            return {}
-        return {"messages": await asyncio.to_thread(chat_messages, prompt)}
-
-    @staticmethod
-    def _body(job: Job, prompt: dict[str, Any], dialect: Dialect) -> tuple[str, bytes]:
-        """The path and the body of a question."""
-        path, who = "/chat/completions", "the engine behind this server"
-        if isinstance(job.prompt, BarePrompt):
-            path = "/completions"
-            render_base(len(job.prompt.audios), job.prompt.text)  # complains about what cannot be a prompt
-            prompt = bare_fields([load_part(part) for part in job.prompt.audios], job.prompt.text, dialect, who)
+    def _fields(job: Job, dialect: Dialect) -> tuple[str, dict[str, Any]]:
+        """The path of a question, and what it says beside the prompt."""
         usage = {"include_usage": True} | ({"continuous_usage_stats": True} if dialect.counts else {})
-        body = {"model": job.model, **prompt, "stream": True, "stream_options": usage}
-        options = option_fields(job.options, dialect, who)
-        body |= completion_fields(options) if isinstance(job.prompt, BarePrompt) else options
-        return path, json.dumps(body, ensure_ascii=False).encode()
+        fields = {"model": job.model, "stream": True, "stream_options": usage}
+        options = option_fields(job.options, dialect, ENGINE)
+        if isinstance(job.prompt, BarePrompt):
+            return "/completions", fields | completion_fields(options)
+        return "/chat/completions", fields | options
 
-    async def _ask(self, engine: Engine, job: Job, prompt: dict[str, Any]) -> AsyncGenerator[Delta]:
+    async def _ask(self, engine: Engine, job: Job, prompt: Place) -> AsyncGenerator[Delta]:
         """The deltas of one server.
 
         Raises:
@@ -236,13 +232,17 @@ class UpstreamBackend:
         known = engine.model(job.model)
         if known is None:
             raise UnknownModelError(f"no model {job.model!r} is served here")
-        path, content = await asyncio.to_thread(self._body, job, prompt, known.dialect)
-        answer = Answer(stop_loops=job.options.stop_loops)
+        path, fields = self._fields(job, known.dialect)
+        content = await prompt.body(fields, known.dialect)
+        answer, begun = Answer(stop_loops=job.options.stop_loops), False
         try:
             async with aclosing(self._chunks(engine, path, content)) as chunks:
                 async for chunk in chunks:
-                    if chunk.error or chunk.aborted:
-                        raise self._lost(engine, chunk.error or "the engine gave an answer up")
+                    if chunk.error:
+                        raise self._failure(engine, chunk, begun=begun)
+                    if chunk.aborted:
+                        raise self._lost(engine, "the engine gave an answer up")
+                    begun = begun or bool(chunk.text)
                     for delta in answer.push(chunk):
                         yield delta
                     if answer.over:
@@ -256,8 +256,8 @@ class UpstreamBackend:
             raise self._lost(engine, "the answer broke off")
         yield answer.end()
 
-    async def _chunks(self, engine: Engine, path: str, content: bytes) -> AsyncGenerator[Chunk]:
-        headers = {"Content-Type": "application/json", **engine.address.headers}
+    async def _chunks(self, engine: Engine, path: str, content: Body) -> AsyncGenerator[Chunk]:
+        headers = {**content.headers, **engine.address.headers}
         decoder = SseDecoder()
         async with self._client.stream(
             "POST", engine.address.base + path, content=content, headers=headers
@@ -299,25 +299,48 @@ class UpstreamBackend:
         engine.reachable = not trouble
 
     async def _trouble(self, engine: Engine, *, relist: bool = True) -> str:
-        """Why a server cannot be asked, "" where it can; its models are listed again if need be."""
-        timeout = httpx.Timeout(_CONNECT_SECONDS)
-        headers = engine.address.headers
+        """Why a server cannot be asked, "" where it can; its models are listed again if need be.
+
+        That it lists them is not enough: one whose engine died, or is still being loaded, does so too.
+        """
         try:
-            if engine.models and not (relist or not engine.reachable):
-                health = engine.models[0].dialect.health
-                url = engine.address.base + "/models" if health is None else engine.address.root + health
-                response = await self._client.get(url, headers=headers, timeout=timeout)
-                return "" if response.status_code == httpx.codes.OK else f"status {response.status_code}"
-            response = await self._client.get(engine.address.base + "/models", headers=headers, timeout=timeout)
-            if response.status_code == httpx.codes.UNAUTHORIZED:
-                return engine.address.key_refused()
-            if response.status_code != httpx.codes.OK:
-                return f"status {response.status_code} from its /models: {engine.address.quoted(response.text)}"
+            if relist or not engine.models or not engine.reachable:
+                trouble = await self._list_models(engine)
+                if trouble or engine.models[0].dialect.health is None:
+                    return trouble
+            health = engine.models[0].dialect.health
+            if health is None:
+                return await self._list_models(engine)
+            response = await self._get(engine, engine.address.root + health)
+            if response.status_code == httpx.codes.NOT_FOUND:  # something in front of it passes /v1 only
+                return await self._list_models(engine)
+            return "" if response.status_code == httpx.codes.OK else f"status {response.status_code} from its {health}"
+        except httpx.HTTPError as error:
+            return str(error) or type(error).__name__
+
+    async def _get(self, engine: Engine, url: str) -> httpx.Response:
+        return await self._client.get(url, headers=engine.address.headers, timeout=httpx.Timeout(_CONNECT_SECONDS))
+
+    async def _list_models(self, engine: Engine) -> str:
+        """Ask what it serves; returns what is wrong with the answer."""
+        response = await self._get(engine, engine.address.base + "/models")
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            return engine.address.key_refused()
+        if response.status_code != httpx.codes.OK:
+            return f"status {response.status_code} from its /models: {engine.address.quoted(response.text)}"
+        try:
             models = read_models(response.json())
-        except (httpx.HTTPError, ValueError) as error:
+        except ValueError as error:
             return str(error) or type(error).__name__
         engine.models = models or engine.models
         return "" if models else "it lists no models"
+
+    def _failure(self, engine: Engine, chunk: Chunk, *, begun: bool) -> Exception:
+        """What an error in the stream is: before any text the refusal that it says, else the loss of the engine."""
+        failure = read_failure(chunk, engine.address)
+        if begun or failure.fault in ("key", "broken"):
+            return self._lost(engine, chunk.error)
+        return _error_of(failure)
 
     def _lost(self, engine: Engine, why: str) -> EngineLostError:
         _LOG.warning("%s failed: %s", engine.address.base, engine.address.quoted(why))

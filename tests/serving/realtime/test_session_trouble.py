@@ -61,6 +61,25 @@ class TestTrouble:
         events = client.take(client.session.failed(key, ContextLengthError("too long")))
         assert events[-1]["response"]["status_details"]["error"]["code"] == "context_length_exceeded"
 
+    def test_as_many_turns_are_forgotten_at_once_as_cannot_fit(self) -> None:
+        """Each attempt renders the conversation anew. 200 turns of 3 s are 15,000 tokens, of which 2048 fit."""
+        client = by_hand()
+        for _ in range(200):
+            client.hear(3.0, step=48_000)
+            client.send("input_audio_buffer.commit")
+        client.send("response.create")
+        gone = kinds(_fail(client, ContextLengthError("too long"))).count("conversation.item.deleted")
+        assert len(client.conversation) == 200 - gone == 2048 // 75
+        assert kinds(_fail(client, ContextLengthError("too long"))) == ["conversation.item.deleted"]
+
+    def test_texts_that_cannot_fit_are_forgotten_at_once(self) -> None:
+        client = by_hand()
+        for _ in range(100):
+            client.send("conversation.item.create", item=say("hello " * 200))
+        client.send("response.create")
+        _fail(client, ContextLengthError("too long"))
+        assert 5 < len(client.conversation) < 20
+
     def test_an_answer_to_something_else_forgets_nothing(self) -> None:
         client = by_hand()
         client.send("conversation.item.create", item=say("one"))
@@ -276,6 +295,27 @@ class TestTranscripts:
         assert len(client.asked) == 2
         client.take(client.session.failed(list(client.asked)[1], EngineLostError("lost")))
         assert len(client.asked) == 3 and client.session.pushed(first, Delta("late", 1, 40)) == []
+
+    def test_what_waits_is_held_as_it_came_and_no_more_than_is_remembered(self) -> None:
+        """Turns of 16 bits a sample, cut when they are heard; beyond the bound of the conversation they are refused."""
+        client = Client(
+            Bounds(seconds=3.0),
+            audio={"input": {"format": {"rate": 16_000}, "turn_detection": None, "transcription": {}}},
+        )
+        for _ in range(4):
+            client.hear(1.0)
+            client.send("input_audio_buffer.commit")
+        turns = list(client.session._transcripts._turns.values())
+        assert [turn.windows is None for turn in turns] == [False, True, True]
+        assert all(turn.sound.samples.dtype == np.int16 for turn in turns)
+        failed = [event for event in client.events if event["type"].endswith("transcription.failed")]
+        assert len(failed) == 1 and failed[0]["error"]["code"] == "overloaded"
+        for _ in range(3):
+            client.answer("words")
+        assert not client.session.busy and len(client.asked) == 3
+        client.hear(3.5)  # alone it may be longer
+        client.send("input_audio_buffer.commit")
+        assert client.session.busy
 
     def test_trouble_is_told(self) -> None:
         client = Client(audio={"input": {"format": {"rate": 16_000}, "turn_detection": None, "transcription": {}}})

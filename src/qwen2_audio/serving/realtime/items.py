@@ -9,11 +9,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen2_audio.config import SAMPLE_RATE, audio_tokens, mel_frames
+from qwen2_audio.config import MAX_SAMPLES, SAMPLE_RATE, audio_tokens, mel_frames
 from qwen2_audio.processing.conversation import AudioPart, Conversation, Part, TextPart
 from qwen2_audio.processing.windows import cut_windows
 from qwen2_audio.serving.realtime.fields import EventError
 
+_TOKENS_A_SECOND = 25
+"""Of sound."""
+_MOST_CHARACTERS = 8
+"""Of text in a token, on average of an item: more than there are in any usual one."""
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -127,11 +131,19 @@ class History:
         held = len(items), sum(sound.seconds for sound in sounds), characters
         return any(have > most for have, most in zip(held, self._most, strict=True))
 
-    def forget_oldest(self, keep: str) -> list[Item]:
-        """Forget the oldest turn: items up to the next one of the user's; [] where only `keep` and what follows is left."""
+    def forget_oldest(self, keep: str, room: int) -> list[Item]:
+        """Forget the oldest turn: items up to the next one of the user's; [] where only `keep` and what follows is left.
+
+        Args:
+            room: tokens of the context; as long as the rest must be more, further turns are forgotten.
+        """
         gone: list[Item] = []
-        while self.items and self.items[0].id != keep and (not gone or self.items[0].role != "user"):
+        left = sum(map(_least_tokens, self.items))
+        while self.items and self.items[0].id != keep:
+            if gone and self.items[0].role == "user" and left < room:
+                break
             gone.append(self.items.pop(0))
+            left -= _least_tokens(gone[-1])
         return gone
 
 
@@ -147,18 +159,31 @@ def conversation_of(items: list[Item], instructions: str) -> Conversation:
 
 def audio_tokens_of(items: list[Item]) -> int:
     """How many tokens their recordings are to the model."""
-    windows = [window for item in items for sound in item.sounds for window in cut_windows(_wave(sound))]
-    return sum(audio_tokens(mel_frames(len(window))) for window in windows)
+    return sum(_tokens_of_sound(sound) for item in items for sound in item.sounds)
 
 
-def _wave(sound: Sound) -> NDArray[np.float32]:
+def _tokens_of_sound(sound: Sound) -> int:
+    lengths = [len(sound.samples)]
+    if lengths[0] > MAX_SAMPLES:
+        lengths = [len(window) for window in cut_windows(wave_of(sound))]
+    return sum(audio_tokens(mel_frames(length)) for length in lengths)
+
+
+def _least_tokens(item: Item) -> int:
+    """About how many tokens an item is at least."""
+    heard = sum(len(sound.samples) for sound in item.sounds) * _TOKENS_A_SECOND // SAMPLE_RATE
+    return heard + len(item.text) // _MOST_CHARACTERS
+
+
+def wave_of(sound: Sound) -> NDArray[np.float32]:
+    """As the model's side takes it, float32 [samples]."""
     return sound.samples.astype(np.float32) / np.float32(32768)
 
 
 def _part(part: str | Sound) -> Part:
     if isinstance(part, str):
         return TextPart(part)
-    return AudioPart((_wave(part), SAMPLE_RATE))
+    return AudioPart((wave_of(part), SAMPLE_RATE))
 
 
 def with_transcript(item: Item, transcript: str) -> Item:

@@ -57,7 +57,7 @@ class RealtimeSession:
         self._turn: tuple[str, int] | None = None
         self._response: Response | None = None
         self._another = False
-        self._transcripts = Transcripts(card)
+        self._transcripts = Transcripts(card, bounds.seconds)
         self._out: list[Output] = []
 
     @property
@@ -112,7 +112,8 @@ class RealtimeSession:
             self._write_down(self._transcripts.failed(key, error))
         elif self._response is not None and key == self._response.id:
             too_long = isinstance(error, ContextLengthError) and self._config.forget and self._response.forgets
-            if too_long and self._forgot(self._history.forget_oldest(self._response.keep)):
+            room = self._card.context_length
+            if too_long and self._forgot(self._history.forget_oldest(self._response.keep, room)):
                 self._generate(self._response, self._history.items)
             else:
                 self._finish(error=error)

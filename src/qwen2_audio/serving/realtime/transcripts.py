@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from qwen2_audio.longform.listening import TRANSCRIBE, Question, transcribe_in
 from qwen2_audio.longform.segments import join_texts
 from qwen2_audio.processing.speech_windows import Window
 from qwen2_audio.processing.windows import split_at_pauses
 from qwen2_audio.serving.backend import Delta, Job, ModelCard, OverloadedError
 from qwen2_audio.serving.errors import problem_of
-from qwen2_audio.serving.realtime.items import Item
+from qwen2_audio.serving.realtime.items import Item, Sound, wave_of
 from qwen2_audio.serving.realtime.outputs import Generate
 
 _KEY = "transcript of "
@@ -25,19 +23,28 @@ _EVENT = "conversation.item.input_audio_transcription"
 
 @dataclass(slots=True)
 class _Turn:
-    """A turn that is being written down: windows still to be heard, and what was heard."""
+    """A turn that is being written down.
+
+    Attributes:
+        windows: still to be heard; None: its turn has not come, and its sound is not cut yet.
+        texts: what was heard.
+    """
 
     question: Question
-    seconds: float
-    windows: list[Window]
+    sound: Sound
+    windows: list[Window] | None = None
     texts: list[str] = field(default_factory=list)
 
 
 class Transcripts:
-    """The turns that are being written down, one after the other."""
+    """The turns that are being written down, one after the other.
 
-    def __init__(self, card: ModelCard) -> None:
-        self._card = card
+    Args:
+        most_seconds: of sound that waits; more is not written down. A single turn may always be that long.
+    """
+
+    def __init__(self, card: ModelCard, most_seconds: float) -> None:
+        self._card, self._most_seconds = card, most_seconds
         self._turns: dict[str, _Turn] = {}
 
     def __contains__(self, key: str) -> bool:
@@ -49,20 +56,21 @@ class Transcripts:
     def ask(self, item: Item, language: str = "") -> Iterator[dict[str, Any] | Generate]:
         """Begin with an item's recording, once those before it are done; `language` by its code, where it was said."""
         key = _KEY + item.id
-        if len(self._turns) >= _MOST_WAITING:
+        sound = next(item.sounds)
+        waiting = sum(turn.sound.seconds for turn in self._turns.values())
+        if len(self._turns) >= _MOST_WAITING or (self._turns and waiting + sound.seconds > self._most_seconds):
             yield self._failure(key, OverloadedError("too many turns wait to be written down"))
             return
-        sound = next(item.sounds)
-        samples = sound.samples.astype(np.float32) / np.float32(32768)
-        pieces = split_at_pauses(samples, self._card.transcription_window)
-        question = Question(transcribe_in(language) if language else TRANSCRIBE)
-        self._turns[key] = _Turn(question, sound.seconds, [Window(0, piece, (0, len(piece)), 1.0) for piece in pieces])
+        self._turns[key] = _Turn(Question(transcribe_in(language) if language else TRANSCRIBE), sound)
         if len(self._turns) == 1:
             yield self._next()
 
     def _next(self) -> Generate:
         """The next piece of the first turn."""
         key, turn = next(iter(self._turns.items()))
+        if turn.windows is None:
+            pieces = split_at_pauses(wave_of(turn.sound), self._card.transcription_window)
+            turn.windows = [Window(0, piece, (0, len(piece)), 1.0) for piece in pieces]
         window = turn.windows.pop(0)
         turn.texts.append("")
         return Generate(
@@ -81,7 +89,7 @@ class Transcripts:
             return
         if not turn.windows:
             del self._turns[key]
-            usage = {"type": "duration", "seconds": round(turn.seconds, 3)}
+            usage = {"type": "duration", "seconds": round(turn.sound.seconds, 3)}
             yield {"type": f"{_EVENT}.completed", **place, "transcript": join_texts(turn.texts), "usage": usage}
         if self._turns:
             yield self._next()
