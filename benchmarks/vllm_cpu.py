@@ -6,7 +6,7 @@
 
 vLLM wants other versions of our packages, so it gets an environment of its own (--venv), made once. Then, in this order:
 
-1. vLLM serves the checkpoint folder in float32, unchanged.
+1. vLLM serves the checkpoint folder in float32, unchanged, with --enforce-eager: it compiles nothing, also where it is timed.
 2. Twenty conversations (voice chats, questions about clips, texts, several turns, several clips) are answered greedily by our
    engine in this process and by vLLM: the texts must be equal.
 3. `qwen2-audio serve --engine` stands before vLLM; OpenAI's client goes through chat, streams, counts, log-probabilities, JSON,

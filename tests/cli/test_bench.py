@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from qwen2_audio.bench import machine, scenarios
+from qwen2_audio.bench import machine, scenarios, sides
 from qwen2_audio.bench.agreement import agreement
+from qwen2_audio.bench.figures import Times
+from qwen2_audio.bench.report import Report
+from qwen2_audio.bench.run import measure
 from qwen2_audio.bench.scenarios import Scenario
 from qwen2_audio.bench.server_side import Server
-from qwen2_audio.bench.sides import Wave
+from qwen2_audio.bench.sides import Wave, noise
+from qwen2_audio.cli import bench as command
 from qwen2_audio.cli.main import app
 from qwen2_audio.errors import UsageError
+from qwen2_audio.generation.sequence import Step
 from tests.remote.scripted import Say, ScriptedServer, running
 
 SHORT = [
@@ -77,6 +86,77 @@ def test_only_whole_answers_of_a_server_are_timed() -> None:
             server.run(Scenario((1.0,), 4))
 
 
+class Scripted:
+    """A side that notes the numbers of its clips."""
+
+    def __init__(self, name: str, *, counts: bool = True) -> None:
+        self.name, self.counts = name, counts
+        self.numbers: list[int] = []
+
+    def run(self, scenario: Scenario, fresh: int = 0) -> Times:
+        self.numbers.append(fresh)
+        return Times(1.0, 0.5 if self.counts else None, 2.0)
+
+
+def test_no_run_hears_a_clip_of_another() -> None:
+    """Servers keep encoded clips and what they have computed of prompts, also from an earlier `bench`."""
+    both = [Scripted("ours"), Scripted("it")]
+    for _ in range(2):
+        measure([SHORT[0], SHORT[1]], both, 2, lambda _: (0.1, 0.1), lambda _: None)
+    numbers = [*both[0].numbers, *both[1].numbers]
+    assert len(numbers) == len(set(numbers)) == 24
+    assert (noise(1.0, 0, numbers[0]) != noise(1.0, 0, numbers[1])).any()
+
+
+def test_a_server_hears_new_clips_in_each_run_and_one_in_a_shared_run() -> None:
+    with running(ScriptedServer()) as scripted:
+        server = Server(scripted.url, "it")
+        for fresh in (1, 2):
+            server.run(Scenario((1.0, 1.0), 4), fresh)
+            server.run(Scenario((1.0, 1.0), 4, "shared"), fresh)
+            server.run(Scenario((1.0, 1.0), 4, "turns"), fresh)
+        clips = [
+            message["content"][0]["input_audio"]["data"] for body in scripted.bodies for message in body["messages"][:1]
+        ]
+    first, second = clips[:6], clips[6:]
+    assert len(set(first[:2])) == 2 and len(set(first[2:])) == 1
+    assert not set(first) & set(second)
+
+
+def test_a_step_of_a_crowd_counts_the_tokens_that_come_after_the_last_first_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By hand: a token a second of two streams of three tokens; when the second stream begins, at 3 s, three more are to come:
+    3 s for 1.5 tokens of each."""
+    clock = itertools.count(1)
+    monkeypatch.setattr(sides, "time", SimpleNamespace(perf_counter=lambda: now))
+    now = 0.0
+
+    def steps() -> Iterator[Step]:
+        nonlocal now
+        for index in (0, 0, 1, 0, 1, 1):
+            now = float(next(clock))
+            yield Step(index, 7, "", None)
+
+    assert sides.timed(steps(), 0.0, 2) == Times(3.0, 2.0, 6.0)
+
+
+def test_what_a_server_does_not_show_is_left_out() -> None:
+    with running(ScriptedServer()) as scripted:
+        server = Server(scripted.url, "it")
+        assert server.run(Scenario((1.0,), 4)).step is not None
+        assert server.run(Scenario((1.0, 2.0), 4, "crowd")).step is None
+    found = measure(
+        [SHORT[1]], [Scripted("ours"), Scripted("it", counts=False)], 2, lambda _: (0.1, 0.1), lambda _: None
+    )
+    assert [set(one.ratio) for one in found] == [{"it"}, set(), {"it"}]
+    lines = Report({"model": "m"}, {"read": 1e9, "products": 1e9}, found).as_markdown().splitlines()
+    assert (
+        "| 2 clips of 1 to 2 s, 3 tokens: a step | 500 ms (500 ms to 500 ms, 4.0 tokens/s) | - | 100 ms | 20% |"
+        in lines
+    )
+
+
 def test_agreement_is_divergence_and_choices() -> None:
     """By hand: KL([.5, .5] from [.9, .1]) = 0.51 nats; of two choices one is the same."""
 
@@ -101,6 +181,27 @@ def test_alone_in_int8_as_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert "| a clip of 1 s, 3 tokens: first token |" in result.stdout
     refused = CliRunner().invoke(app, arguments)
     assert refused.exit_code == 2
+
+
+@pytest.mark.usefixtures("short")
+def test_memory_is_read_before_transformers_loads_the_model_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    make = command._sides
+
+    def made(*given: Any, **named: Any) -> Any:
+        order.append("sides")
+        return make(*given, **named)
+
+    def resident() -> int:
+        order.append("memory")
+        return 3 * 10**9
+
+    monkeypatch.setattr(command, "_sides", made)
+    monkeypatch.setattr(command, "_resident", resident)
+    monkeypatch.setattr(scenarios, "standard", lambda tokens, **_: SHORT[:1])
+    result = CliRunner().invoke(app, ["bench", "-m", str(folder), "--runs", "1", "--alone", "--json"])
+    assert result.exit_code == 0, result.output
+    assert order == ["memory", "sides"] and json.loads(result.stdout)["about"]["resident GB"] == 3.0
 
 
 def test_many_clips_at_once() -> None:

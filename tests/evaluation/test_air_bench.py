@@ -102,6 +102,7 @@ def test_details() -> None:
         "mode": "deterministic",
         "scale": "1 to 10",
         "orders": ["reference_first", "model_first"],
+        "address": f"{server.url}/chat/completions",
         "marks": 4,
         "model": 8.0,
         "reference": 8.5,
@@ -232,7 +233,10 @@ def test_a_killed_run_and_a_whole_one_give_the_same(tmp_path: Path) -> None:
         run.wait()
         kept = len(cache.read_text().splitlines())
         assert (kept, len(server.bodies)) == (8, 10)
-        assert score_air_bench(rows, quick(server, cache=cache)) == whole
+        here = {"address": f"{server.url}/chat/completions"}
+        assert score_air_bench(rows, quick(server, cache=cache)) == [
+            replace(one, details={**one.details, **here}) for one in whole
+        ]
         assert len(server.bodies) == 10 + 8
 
 
@@ -285,7 +289,7 @@ def test_answers_marked_alone() -> None:
     ]  # fmt: skip
     assert b.details == {
         "judge": "a-judge", "mode": "deterministic", "scale": "1 to 5", "orders": ["alone"], "marks": 3,
-        "failed_answers": 1, "failed_replies": 1,
+        "address": f"{server.url}/chat/completions", "failed_answers": 1, "failed_replies": 1,
         "failures": [{"id": "o3", "position": "alone", "reply": "well...", "error": "no mark can be read"}],
     }  # fmt: skip
     assert {body["temperature"] for body in server.bodies} == {0.0} and len(server.bodies) == 5

@@ -106,6 +106,18 @@ def test_judged_sets_by_their_values(tmp_path: Path) -> None:
         compare_runs(a, c)
 
 
+def test_one_judge_at_two_addresses_is_two_judges(tmp_path: Path) -> None:
+    def run(name: str, **told: str) -> Path:
+        details = {"judge": "m", "mode": "official", **told}
+        kind = {"source": "chat", "metric": "judge", "profile": "official", "value": 6.5, "details": details}
+        return write_run(tmp_path / name, RIGHT, scores=[kind])
+
+    a, b, silent = run("a", address="http://a/v1"), run("b", address="http://b/v1"), run("silent")
+    with pytest.raises(UsageError, match=r"judged by \('m', 'official', 'http://a/v1'\), .*b/v1'\); judge both alike"):
+        compare_runs(a, b)
+    assert rows(compare_runs(a, a))[2][5] == rows(compare_runs(a, silent))[2][5] == "+0.00"
+
+
 def test_parts_of_a_set_are_not_compared_again(tmp_path: Path) -> None:
     kind = {"source": "talk", "metric": "wer", "profile": "clean"}
     a = write_run(tmp_path / "a", RIGHT, scores=[kind, {**kind, "source": "talk/task=rain"}])

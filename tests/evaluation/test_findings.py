@@ -38,6 +38,22 @@ def test_slices_only_where_they_say_something() -> None:
     ]  # fmt: skip
 
 
+def test_a_slice_counts_what_its_score_counts() -> None:
+    """An answer without a letter is not scored; an empty reference is, by the insertions."""
+    samples = [Sample(str(i), (), "", "", "s", speaker="ab"[i % 2]) for i in range(40)]
+    answers = [Answer(sample, "") for sample in samples]
+
+    def counted(metric: str, unscored: int) -> list[tuple[str, int]]:
+        parts = tuple(Part(str(i), 0, float(i >= unscored)) for i in range(40))
+        return [
+            (one.name, one.samples) for one in slices(Score("s", metric, "official", 0.0, 40, parts=parts), answers)
+        ]
+
+    assert counted("choice", 10) == [("a", 15), ("b", 15)]
+    assert counted("wer", 10) == [("a", 20), ("b", 20)]
+    assert counted("choice", 21) == []  # 9 of the speaker a, 10 of b: one slice is none
+
+
 def test_a_source_may_have_a_slash_in_its_name() -> None:
     names = ["cv", "cv/en", "cv/en/task=a/b", "cv/task=c", "other/task=d"]
     rest, parts = split_breakdowns([Score(name, "wer", "clean", 0.2, 4) for name in names])

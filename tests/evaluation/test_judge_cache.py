@@ -54,6 +54,28 @@ def test_recorded_replies_need_no_server(tmp_path: Path) -> None:
     assert cache.read_bytes() == before
 
 
+def test_a_reply_keeps_the_address_it_came_from(tmp_path: Path) -> None:
+    """The key does not hold it, so a reply of another server may be taken: then the score says so."""
+    cache = tmp_path / "replies.jsonl"
+    said: list[str] = []
+    with JudgeServer(lambda prompt, _: prompt) as first, JudgeServer(lambda prompt, _: prompt) as second:
+        quick(first, cache=cache).ask(requests("a"))
+        both = quick(second, cache=cache, say=said.append).ask(requests("a", "b"))
+        recorded = Judge("a-judge", recorded=cache, say=said.append).ask(requests("a", "b"))
+        addresses = [f"{server.url}/chat/completions" for server in (first, second)]
+    assert [reply.address for reply in both] == [reply.address for reply in recorded] == addresses
+    assert said == [
+        "the judge a-judge: 1 replies are known, 1 are asked for",
+        "the judge a-judge: 2 replies are known, 0 are asked for",
+    ]
+    rows = [
+        {key: value for key, value in json.loads(line).items() if key != "address"}
+        for line in cache.read_text().splitlines()
+    ]
+    cache.write_text("".join(json.dumps(row) + "\n" for row in rows))  # as it was kept without the address
+    assert [reply.address for reply in Judge("a-judge", recorded=cache).ask(requests("a", "b"))] == ["", ""]
+
+
 @pytest.mark.parametrize("left", [b'{"key": "x", "rep', b'{"key": "y", "reply": "6 6"}', b""])
 def test_what_a_killed_run_left_of_a_line(tmp_path: Path, left: bytes) -> None:
     cache = tmp_path / "replies.jsonl"

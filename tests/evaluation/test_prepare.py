@@ -279,6 +279,12 @@ def test_voicebench(tmp_path: Path) -> None:
     (row,) = rows_of(prepare("voicebench", tmp_path))
     assert (row["prompt"], row["gt"], row["source"]) == ("", "B", "voicebench_openbookqa")
     assert (tmp_path / row["audio"]).read_bytes() == data and row["duration"] == 0.5
+    record(tmp_path / "one.wav", 0.75)
+    newer = (tmp_path / "one.wav").read_bytes()
+    rows[0]["audio"] = {"bytes": newer, "path": "x.wav"}
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "openbookqa" / "test-00000-of-00001.parquet")
+    (row,) = rows_of(prepare("voicebench", tmp_path))
+    assert (tmp_path / row["audio"]).read_bytes() == newer and row["duration"] == 0.75
     (tmp_path / "sd-qa").mkdir()
     for region in ("aus", "usa"):  # of eleven that ask the same
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "sd-qa" / f"{region}-00000-of-00001.parquet")

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from qwen2_audio.errors import UsageError
-from qwen2_audio.evaluation import plots
 from qwen2_audio.evaluation.published import PublishedTable, published
 from qwen2_audio.evaluation.report import write_report
 from qwen2_audio.evaluation.samples import Answer, Sample
 from qwen2_audio.evaluation.scores import Part, Score
+from tests.evaluation.reported import ANSWERS, RUN, SMALL, answer, markdown_rows
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rapidfuzz")
@@ -39,29 +39,7 @@ VALUES = [0.0171, 0.0362, 0.0173, 0.0404, 0.0871, 0.0652, 0.0593, 0.0964, 0.0705
 SHOWN = ["1.71", "3.62", "1.73", "4.04", "8.71", "6.52", "5.93", "9.64", "7.05", "3.26", "3.17", "2.98",
          "29.6", "33.6", "45.6", "24.0", "38.8", "37.3", "35.3", "0.536", "0.9395", "7.24", "6.83", "6.73", "6.42"]  # fmt: skip
 
-# 1 substitution and 1 insertion; nothing wrong; 2 deletions
-PARTS = (
-    Part("u1", 2, 3, "the cat sat", "a cat sat down", {"substitutions": 1, "deletions": 0, "insertions": 1}),
-    Part("u2", 0, 1, "hello", "hello", {"substitutions": 0, "deletions": 0, "insertions": 0}),
-    Part("u3", 2, 3, "good night all", "good", {"substitutions": 0, "deletions": 2, "insertions": 0}),
-)
-SMALL = Score("librispeech_test_clean", "wer", "clean", 4 / 7, 3, 1, (0.0, 2 / 3), PARTS)
-RUN = {
-    "model": "models/mini",
-    "batch_size": 4,
-    "generation": {"max_new_tokens": 256, "stop": []},
-    "torch": "2.11",
-    "limit": 4,
-}
 
-
-def answer(part: Part, duration: float, speaker: str = "", error: str = "") -> Answer:
-    return Answer(
-        Sample(part.id, (), "", part.reference, SMALL.source, False, "en", speaker, duration), part.response, error
-    )
-
-
-ANSWERS = [answer(part, seconds) for part, seconds in zip(PARTS, (5.0, 5.1, 30.0), strict=True)]
 FAILED = answer(Part("u4", 0, 0), 31.0, error="the clip is | truncated")
 
 
@@ -106,24 +84,12 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def markdown_rows(path: Path) -> Iterator[list[str]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("| "):
-            yield [cell.strip(" *") for cell in line.strip("|").split("|")]
-
-
 def expected_rows(table: PublishedTable) -> list[list[str]]:
     """As the tables must show them, written by another way than the report's."""
     digits = {"MELD": 3, "VocalSound": 4, "AIR-Bench chat": 2}.get(table.title, 1)
     return [
         [name, *("–" if x is None else format(x, f".{digits}f") for x in row)] for name, row in table.systems.items()
     ]
-
-
-@pytest.fixture
-def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of the time goes into drawing."""
-    monkeypatch.setattr(plots, "save", lambda _figure, folder, name: (folder / f"{name}.svg").write_text("<svg></svg>"))
 
 
 @pytest.fixture(scope="module")
@@ -346,16 +312,6 @@ def test_without_matplotlib_the_scores_are_kept(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UsageError, match=r'pip install "qwen2-audio\[eval\]"'):
         write_report(tmp_path, [SMALL], RUN)
     assert {"scores.json", "report.json", "report.csv"} <= {path.name for path in tmp_path.iterdir()}
-
-
-@pytest.mark.usefixtures("no_charts")
-def test_two_profiles_get_a_row_each(tmp_path: Path) -> None:
-    scores = [Score("fleurs_zh", "wer", "official", 0.07, 5), Score("fleurs_zh", "wer", "clean", 0.06, 5),
-              Score("meld_test", "accuracy", "official", 0.5, 5)]  # fmt: skip
-    write_report(tmp_path, scores, {"model": "m"})
-    rows = list(markdown_rows(tmp_path / "report.md"))
-    assert ["m (this run, official)", "7.00"] in rows and ["m (this run, clean)", "6.00"] in rows
-    assert ["m (this run)", "0.500"] in rows
 
 
 @pytest.mark.usefixtures("no_charts")

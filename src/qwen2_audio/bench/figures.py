@@ -10,10 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """One run of a scenario, in seconds: to the first token of all, of a later step on average, to the end."""
+    """One run of a scenario, in seconds.
+
+    Attributes:
+        first: until every stream has its first token.
+        step: of one more token of every stream, on average over the tokens that come after `first`; None where a side does not
+            show how many these are.
+        whole: until the end.
+    """
 
     first: float
-    step: float
+    step: float | None
     whole: float
 
 
@@ -36,7 +43,7 @@ class Figure:
 
     Attributes:
         what: the part of the scenario that was timed.
-        seconds: by side; ours is "ours".
+        seconds: by side, those of which it is known; ours is "ours".
         ratio: by the other sides: the median over the rounds of their time by ours; above 1 we are quicker.
         floor: seconds that the machine would need at its measured best, None where that is not known.
         tokens: how many tokens came out in that time, 0 where it is not about tokens.

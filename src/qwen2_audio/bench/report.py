@@ -39,7 +39,8 @@ class Report:
             ours = row.seconds[OURS]
             cells = [row.what, _spread(ours, row.tokens)]
             for side in others:
-                cells.append(f"{_spread(row.seconds[side], row.tokens)} ({row.ratio[side]:.2f})")
+                told = row.seconds.get(side)
+                cells.append("-" if told is None else f"{_spread(told, row.tokens)} ({row.ratio[side]:.2f})")
             floor = row.floor
             cells += ["-", "-"] if floor is None else [_shown(floor), f"{floor / ours.median:.0%}"]
             lines.append(_line(cells))

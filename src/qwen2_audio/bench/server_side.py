@@ -36,20 +36,23 @@ class Server:
                 f"{url} does not list its models ({error!r:.120}); give an address ending in /v1"
             ) from error
 
-    def run(self, scenario: Scenario) -> Times:
-        """See `Side`."""
+    def run(self, scenario: Scenario, fresh: int = 0) -> Times:
+        """See `Side`. Of several streams at once there is no step: a stream's pieces of text are not its tokens, so how many
+        came after the last first one cannot be counted."""
         if scenario.kind in ("batch", "crowd"):
+            waves = [noise(seconds, i, fresh) for i, seconds in enumerate(scenario.seconds)]
             started = time.perf_counter()
-            chats = [[_turn(0, noise(seconds, i))] for i, seconds in enumerate(scenario.seconds)]
+            chats = [[_turn(0, wave)] for wave in waves]
             with ThreadPoolExecutor(len(chats)) as pool:
                 ends = list(pool.map(lambda chat: self._ask(chat, scenario.tokens), chats))
             first, last = max(end[0] for end in ends), max(end[1] for end in ends)
-            return Times(first - started, (last - first) / max(scenario.tokens - 1, 1), last - started)
+            step = (last - first) / max(scenario.tokens - 1, 1) if len(chats) == 1 else None
+            return Times(first - started, step, last - started)
         messages: list[dict[str, Any]] = []
         runs = []
         for turn in range(len(scenario.seconds)):
             heard = turn == 0 or scenario.kind == "shared"
-            message = _turn(turn, noise(scenario.seconds[0]) if heard else None)
+            message = _turn(turn, noise(scenario.seconds[0], fresh=fresh) if heard else None)
             messages = [*messages, message] if scenario.kind == "turns" else [message]
             started = time.perf_counter()
             first, last, text = self._ask(messages, scenario.tokens)

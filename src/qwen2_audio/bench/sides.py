@@ -29,13 +29,17 @@ class Side(Protocol):
 
     name: str
 
-    def run(self, scenario: Scenario) -> Times:
-        """Time one run. The streams' clips are `noise`."""
+    def run(self, scenario: Scenario, fresh: int = 0) -> Times:
+        """Time one run.
+
+        Args:
+            fresh: the streams' clips are `noise` of this number, so that runs with different ones have no clip in common.
+        """
 
 
-def noise(seconds: float, seed: int = 0) -> Wave:
+def noise(seconds: float, seed: int = 0, fresh: int = 0) -> Wave:
     """A clip, float32 [samples] at 16 kHz: what is in it takes no part in how long it takes."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, fresh])
     return (rng.standard_normal(int(seconds * SAMPLE_RATE)) * 0.05).astype(np.float32)
 
 
@@ -54,20 +58,20 @@ class Ours:
         engine = assistant.engine
         self._engine = Engine(engine.model, engine.tokenizer, frozenset())  # no token ends an answer
 
-    def run(self, scenario: Scenario) -> Times:
+    def run(self, scenario: Scenario, fresh: int = 0) -> Times:
         """See `Side`."""
         match scenario.kind:
             case "turns":
-                return self._turns(scenario)
+                return self._turns(scenario, fresh)
             case "shared":
-                return self._shared(scenario)
-        waves = [noise(seconds, i) for i, seconds in enumerate(scenario.seconds)]
+                return self._shared(scenario, fresh)
+        waves = [noise(seconds, i, fresh) for i, seconds in enumerate(scenario.seconds)]
         started = time.perf_counter()
         requests = [
             self._request(Conversation().user((wave, SAMPLE_RATE), INSTRUCTION), scenario.tokens) for wave in waves
         ]
         steps = self._engine.run(requests) if scenario.kind == "batch" else _crowd(self._engine, requests)
-        return timed(steps, started, len(requests), scenario.tokens)
+        return timed(steps, started, len(requests))
 
     @torch.inference_mode()
     def predict(self, wave: Wave, answer: str) -> Tensor:
@@ -85,20 +89,20 @@ class Ours:
         prompt = self._assistant.processor.prepare(conversation)
         return Request(prompt.ids, prompt.clips, GenerationOptions(max_new_tokens=tokens))
 
-    def _shared(self, scenario: Scenario) -> Times:
+    def _shared(self, scenario: Scenario, fresh: int) -> Times:
         """One question after the other; what was computed for the first is at hand for the next."""
         batch = ContinuousBatch(self._engine)
-        clip = (noise(scenario.seconds[0]), SAMPLE_RATE)
+        clip = (noise(scenario.seconds[0], fresh=fresh), SAMPLE_RATE)
         runs = []
         for turn in range(len(scenario.seconds)):
             started = time.perf_counter()
             batch.add(turn, self._request(Conversation().user(clip, question(turn)), scenario.tokens))
-            runs.append(timed(_steps(batch), started, 1, scenario.tokens))
+            runs.append(timed(_steps(batch), started, 1))
         return joined(runs)
 
-    def _turns(self, scenario: Scenario) -> Times:
+    def _turns(self, scenario: Scenario, fresh: int) -> Times:
         session = self._assistant.session()
-        waves = [noise(seconds) for seconds in scenario.seconds[:1]]
+        waves = [noise(seconds, fresh=fresh) for seconds in scenario.seconds[:1]]
         runs = []
         for turn in range(len(scenario.seconds)):
             started = time.perf_counter()
@@ -114,7 +118,7 @@ class Ours:
             first = 0.0
             for _ in stream:
                 first = first or time.perf_counter()
-            runs.append(times(started, first or time.perf_counter(), scenario.tokens))
+            runs.append(times(started, first or time.perf_counter(), scenario.tokens - 1))
         return joined(runs)
 
 
@@ -123,12 +127,12 @@ class Plain(Ours):
 
     name = "plain steps"
 
-    def run(self, scenario: Scenario) -> Times:
+    def run(self, scenario: Scenario, fresh: int = 0) -> Times:
         """See `Side`."""
         network = self._engine.model.language_model
         network.steps, steps = None, network.steps
         try:
-            return super().run(scenario)
+            return super().run(scenario, fresh)
         finally:
             network.steps = steps
 
@@ -145,24 +149,33 @@ def _steps(batch: ContinuousBatch) -> Iterator[Step]:
         yield from batch.step()
 
 
-def timed(steps: Iterator[Step], started: float, streams: int, tokens: int) -> Times:
-    """Times of a run whose steps come out of `steps`: "first" is when every stream has its first token."""
+def timed(steps: Iterator[Step], started: float, streams: int) -> Times:
+    """Times of a run whose steps come out of `steps`: streams whose turn came early have several tokens when the last of them
+    gets its first."""
     heard: set[int] = set()
-    first = started
+    first, later = started, 0
     for step in steps:
         if len(heard) < streams:
             heard.add(step.index)
             first = time.perf_counter()
-    return times(started, first, tokens)
+        else:
+            later += 1
+    return times(started, first, later, streams)
 
 
-def times(started: float, first: float, tokens: int) -> Times:
-    """Times of a run that has ended just now."""
+def times(started: float, first: float, later: int, streams: int = 1) -> Times:
+    """Times of a run that has ended just now.
+
+    Args:
+        first: when the last of the streams had its first token.
+        later: how many tokens of all streams came after that.
+    """
     ended = time.perf_counter()
-    return Times(first - started, (ended - first) / max(tokens - 1, 1), ended - started)
+    return Times(first - started, (ended - first) * streams / max(later, 1), ended - started)
 
 
 def joined(runs: Sequence[Times]) -> Times:
     """Several runs, one after the other, as one: first tokens and steps on average, the whole in all."""
-    count = len(runs)
-    return Times(sum(r.first for r in runs) / count, sum(r.step for r in runs) / count, sum(r.whole for r in runs))
+    steps = [run.step for run in runs if run.step is not None]
+    step = sum(steps) / len(steps) if steps else None
+    return Times(sum(run.first for run in runs) / len(runs), step, sum(run.whole for run in runs))

@@ -45,11 +45,11 @@ class Transformers:
         if compiled:
             self._model.forward = torch.compile(self._model.forward)
 
-    def run(self, scenario: Scenario) -> Times:
+    def run(self, scenario: Scenario, fresh: int = 0) -> Times:
         """See `Side`; it has no sessions and shares nothing, so later turns and questions come with all before them."""
         if scenario.kind in ("batch", "crowd"):
             content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": question(0)}]
-            waves = [noise(seconds, i) for i, seconds in enumerate(scenario.seconds)]
+            waves = [noise(seconds, i, fresh) for i, seconds in enumerate(scenario.seconds)]
             return self._generate([[{"role": "user", "content": content}]] * len(waves), waves, scenario.tokens)[0]
         messages: list[dict[str, Any]] = []
         runs = []
@@ -57,7 +57,7 @@ class Transformers:
             heard = [{"type": "audio", "audio_url": ""}] if turn == 0 or scenario.kind == "shared" else []
             message = {"role": "user", "content": [*heard, {"type": "text", "text": question(turn)}]}
             messages = [*messages, message] if scenario.kind == "turns" else [message]
-            measured, text = self._generate([messages], [noise(scenario.seconds[0])], scenario.tokens)
+            measured, text = self._generate([messages], [noise(scenario.seconds[0], fresh=fresh)], scenario.tokens)
             runs.append(measured)
             messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
         return joined(runs)
@@ -99,6 +99,6 @@ class Transformers:
             ids = self._model.generate(
                 **inputs, **length, **self._settings, do_sample=False, stopping_criteria=[note_the_time]
             )
-        measured = times(started, steps[0], tokens)
+        measured = times(started, steps[0], (tokens - 1) * len(chats), len(chats))
         said = self._processor.batch_decode(ids[:1, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return measured, said[0]

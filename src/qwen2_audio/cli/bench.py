@@ -71,7 +71,7 @@ def bench(
     runtime = choose_runtime(device, dtype, quantize)
     with ExitStack() as held:
         folder = _folder(model, random, runtime, held)
-        assistant, loaded = _load(folder, runtime)
+        assistant, loading = _load(folder, runtime)
         sides = _sides(assistant, runtime, alone=alone, plain=plain, compiled=compiled, servers=server or [])
         with patience("comparing logits"):
             agreed = {} if alone or random else _agreement(sides)  # random weights agree on little
@@ -82,7 +82,7 @@ def bench(
         warm_ups = _WARM_UPS_ON_GPU if runtime.device.type == "cuda" else 1
         found = measure(scenarios, sides, runs, lambda s: floors(config, runtime, machine, s), _progress, warm_ups)
     _progress("")
-    about = _about(f"random {random}" if random else model, runtime, runs, loaded) | agreed
+    about = _about(f"random {random}" if random else model, runtime, runs) | loading | agreed
     report = Report(about, machine.as_json(), found)
     print(report.as_json() if as_json else report.as_markdown())
     if plot is not None:
@@ -123,7 +123,8 @@ def _folder(model: str, random: str | None, runtime: Runtime, held: ExitStack) -
     return folder
 
 
-def _load(folder: Path, runtime: Runtime) -> tuple[Assistant, float]:
+def _load(folder: Path, runtime: Runtime) -> tuple[Assistant, dict[str, float]]:
+    """Our model, how long loading took, and the memory of this process then: before another side loads the model, too."""
     from qwen2_audio.api import load
     from qwen2_audio.bench.random_model import has_weights, load_random
 
@@ -131,15 +132,17 @@ def _load(folder: Path, runtime: Runtime) -> tuple[Assistant, float]:
     with patience("loading"):
         if not has_weights(folder):
             assistant = load_random(folder, runtime)
-            return assistant, time.perf_counter() - started
-        assistant = load(
-            folder,
-            device=str(runtime.device),
-            dtype=str(runtime.dtype).removeprefix("torch."),
-            quantize=runtime.quantize,
-            offline=True,
-        )
-    return assistant, time.perf_counter() - started
+        else:
+            assistant = load(
+                folder,
+                device=str(runtime.device),
+                dtype=str(runtime.dtype).removeprefix("torch."),
+                quantize=runtime.quantize,
+                offline=True,
+            )
+    loading = {"loaded in seconds": round(time.perf_counter() - started, 2)}
+    resident = _resident()
+    return assistant, loading | ({} if resident is None else {"resident GB": round(resident / 1e9, 2)})
 
 
 def _sides(
@@ -175,20 +178,17 @@ def _progress(line: str) -> None:
         say(line)
 
 
-def _about(model: str, runtime: Runtime, runs: int, loaded: float) -> dict[str, str | int | float]:
+def _about(model: str, runtime: Runtime, runs: int) -> dict[str, str | int | float]:
     import torch
 
-    about: dict[str, str | int | float] = {
+    return {
         "model": model,
         "weights": str(runtime.dtype).removeprefix("torch.") if runtime.quantize == "none" else runtime.quantize,
         "device": str(runtime.device),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "runs": runs,
-        "loaded in seconds": round(loaded, 2),
     }
-    resident = _resident()
-    return about | ({} if resident is None else {"resident GB": round(resident / 1e9, 2)})
 
 
 def _resident() -> int | None:

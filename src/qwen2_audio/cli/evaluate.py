@@ -196,8 +196,8 @@ def _judge(
 
     model, mode = model or "gpt-4-0125-preview", mode or "deterministic"
     if url is None:
-        return Judge(model, mode=mode, recorded=replies)
-    return Judge(model, url, mode=mode, key_variable=key_env, cache=replies or out / "judge_replies.jsonl")
+        return Judge(model, mode=mode, recorded=replies, say=say)
+    return Judge(model, url, mode=mode, key_variable=key_env, cache=replies or out / "judge_replies.jsonl", say=say)
 
 
 def _on_server(url: str | None, model: str, key_variable: str | None, how: dict[str, Any]) -> Answerer:

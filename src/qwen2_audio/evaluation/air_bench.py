@@ -226,7 +226,7 @@ def _score(source: str, strata: Mapping[str, float], every: Sequence[_Judged], j
     value = _summary(every_mark)["model"]
     failed = sum(one.failed for one in judged)
     details = {
-        **_settings(judge, "1 to 10", ORDERS),
+        **_settings(judge, "1 to 10", ORDERS, [reply for one in judged for reply in one.replies]),
         **_summary(every_mark),
         "by_order": {
             name: _summary([mark for mark in every_mark if mark.order == order]) for order, name in enumerate(ORDERS)
@@ -305,12 +305,20 @@ def _score_alone(source: str, replied: Sequence[tuple[Answer, Reply | None]], ju
         failed=len(replied) - len(given),
         interval=interval(parts, seed=0),
         parts=parts,
-        details={**_settings(judge, "1 to 5", (ALONE,)), "marks": len(given), **_failed(known, (ALONE,))},
+        details={
+            **_settings(judge, "1 to 5", (ALONE,), [reply for _, reply in replied if reply is not None]),
+            "marks": len(given),
+            **_failed(known, (ALONE,)),
+        },
     )
 
 
-def _settings(judge: Judge, scale: str, orders: Sequence[str]) -> dict[str, Any]:
+def _settings(judge: Judge, scale: str, orders: Sequence[str], replies: Sequence[Reply]) -> dict[str, Any]:
+    """Who judged, and how. The addresses are those that the replies came from, as far as these tell."""
     settings = {"judge": judge.model, "mode": judge.mode, "scale": scale, "orders": list(orders)}
+    addresses = sorted({reply.address for reply in replies} - {""})
+    if addresses:
+        settings["address"] = ", ".join(addresses)
     return settings | ({"seed": judge.seed} if judge.mode == "official" else {})
 
 

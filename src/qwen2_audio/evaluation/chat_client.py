@@ -38,10 +38,12 @@ class Reply:
     Attributes:
         text: of the reply, also where it is a refusal.
         error: why there is none, "" where there is one.
+        address: of the server that gave it, "" where that is not known.
     """
 
     text: str
     error: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,9 @@ def _check_alike(a: _Run, b: _Run) -> None:
             "compare runs of the same tasks, scored alike"
         )
     for kind, score in a.scores.items():
-        judges = [tuple(one.details.get(name) for name in ("judge", "mode")) for one in (score, b.scores[kind])]
+        both = score.details, b.scores[kind].details
+        told = ("judge", "mode", *(["address"] if all("address" in details for details in both) else []))
+        judges = [tuple(details.get(name) for name in told) for details in both]
         if judges[0] != judges[1]:
             raise UsageError(
                 f"cannot compare {kind[0]}: {a.folder} was judged by {judges[0]}, {b.folder} by {judges[1]}; "

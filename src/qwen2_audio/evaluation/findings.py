@@ -143,6 +143,7 @@ def _cut(
     found = []
     for name, parts in sorted(groups.items()):
         value = combined(parts)
-        if name and len(parts) >= smallest and value is not None:
-            found.append(Slice(score, by, name, len(parts), value, interval(parts, resamples=_RESAMPLES)))
+        scored = len(parts) if score.lower_is_better else sum(part.denominator > 0 for part in parts)
+        if name and scored >= smallest and value is not None:
+            found.append(Slice(score, by, name, scored, value, interval(parts, resamples=_RESAMPLES)))
     return found if len(found) > 1 else []

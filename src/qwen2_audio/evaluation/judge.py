@@ -23,13 +23,13 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from qwen2_audio.errors import UsageError
 from qwen2_audio.evaluation.chat_client import ChatClient, Reply
-from qwen2_audio.evaluation.judge_cache import ReplyFile, read_replies
+from qwen2_audio.evaluation.judge_cache import ReplyFile, read_kept
 from qwen2_audio.evaluation.profiles import check_known
 from qwen2_audio.remote.address import check_url
 
@@ -127,6 +127,7 @@ class Judge:
         attempts: how often a request is made before it has failed.
         pause: seconds before the second attempt; twice as long before each further one, or what the server asks for.
         concurrency: requests at a time.
+        say: told before anything is asked how many replies are known and how many are asked for.
     """
 
     model: str
@@ -140,6 +141,7 @@ class Judge:
     attempts: int = 5
     pause: float = 1.0
     concurrency: int = 8
+    say: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -153,7 +155,8 @@ class Judge:
                 raise UsageError(f"the judge's {name} must be at least {least}, got {getattr(self, name)}")
 
     def key(self, request: Request) -> str:
-        """What a reply is kept under: a hash of judge, mode, prompt and position."""
+        """What a reply is kept under: a hash of judge, mode, prompt and position; not of the address, so that recorded replies
+        need none."""
         mode = f"{self.mode} {self.seed}" if self.mode == "official" else self.mode
         whole = json.dumps([self.model, mode, request.prompt, request.position])
         return hashlib.sha256(whole.encode("ascii")).hexdigest()
@@ -179,11 +182,14 @@ class Judge:
             wanted.setdefault(self.key(request), request)
         with ExitStack() as stack:
             file = stack.enter_context(ReplyFile(self.cache)) if self.cache is not None else None
-            known = read_replies(self.recorded) if self.recorded is not None else file.replies if file else {}
+            known = read_kept(self.recorded) if self.recorded is not None else file.replies if file else {}
             missing = {key: request for key, request in wanted.items() if key not in known}
-            replies = {key: Reply(known[key]) for key in wanted if key in known}
+            kept = {key: known[key] for key in wanted if key in known}
+            replies = {key: Reply(text, address=address) for key, (text, address) in kept.items()}
             if self.recorded is not None and missing:
                 raise self._not_recorded(missing)
+            if self.say:
+                self.say(f"{_NAME} {self.model}: {len(replies)} replies are known, {len(missing)} are asked for")
             if progress:
                 progress(len(replies), len(wanted))
             for key, reply in stack.enter_context(closing(self._asked(missing, file))):
@@ -226,10 +232,13 @@ class Judge:
     ) -> Reply:
         temperature = self.temperature(request)
         reply = client.ask(request.prompt, temperature=temperature, max_tokens=_MAX_TOKENS, stopped=stopped)
-        if file is not None and not reply.error:
+        if reply.error:
+            return reply
+        if file is not None:
             about: dict[str, Any] = {"sample": request.sample, "position": request.position, "judge": self.model}
-            file.add(key, reply.text, {**about, "mode": self.mode, "temperature": temperature})
-        return reply
+            about |= {"address": client.address, "mode": self.mode, "temperature": temperature}
+            file.add(key, reply.text, about)
+        return replace(reply, address=client.address)
 
     def _not_recorded(self, missing: Mapping[str, Request]) -> UsageError:
         first = next(iter(missing.values()))

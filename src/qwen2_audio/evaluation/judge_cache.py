@@ -1,7 +1,8 @@
 """A judge's replies, kept as JSON lines while they come, so that none is asked for (and paid) twice.
 
 The file of one run is the recorded-reply file of a later one without a network. A line says whom it is about (`sample`,
-`position`, `judge`, `mode`, `temperature`) for people; `key` alone decides whether it is used.
+`position`, `judge`, `mode`, `temperature`) for people, and who gave it (`address`) for the score's details; `key` alone
+decides whether it is used.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from qwen2_audio.errors import UsageError
 
 
 def read_replies(path: Path) -> dict[str, str]:
-    """Replies by their key; of two lines with the same key the first counts.
+    """The texts of replies by their key; see `read_kept`."""
+    return {key: text for key, (text, _) in read_kept(path).items()}
+
+
+def read_kept(path: Path) -> dict[str, tuple[str, str]]:
+    """Replies by their key: the text, and the address of the server that gave it ("" where the line does not say). Of two lines
+    with the same key the first counts.
 
     A last line that a killed run left unfinished is no error: its reply is as good as never given.
 
@@ -30,7 +37,7 @@ def read_replies(path: Path) -> dict[str, str]:
             f"cannot read the judge's replies {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
     lines = text.split("\n")
-    replies: dict[str, str] = {}
+    replies: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or (number == len(lines) and not _is_json(line)):
             continue
@@ -40,7 +47,8 @@ def read_replies(path: Path) -> dict[str, str]:
                 f'{path}, line {number}: expected {{"key": ..., "reply": ...}}, got {line!r:.80}; '
                 "mend or delete the line"
             )
-        replies.setdefault(row["key"], row["reply"])
+        address = row.get("address")
+        replies.setdefault(row["key"], (row["reply"], address if isinstance(address, str) else ""))
     return replies
 
 
@@ -53,7 +61,7 @@ class ReplyFile:
             UsageError: the file cannot be read or written.
         """
         self.path = path
-        self.replies = read_replies(path) if path.exists() else {}
+        self.replies = read_kept(path) if path.exists() else {}
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +79,9 @@ class ReplyFile:
     def add(self, key: str, reply: str, about: Mapping[str, Any]) -> None:
         """Keep a reply.
 
+        Args:
+            about: what else its line says, perhaps its `address`.
+
         Raises:
             UsageError: the disk does not take it.
         """
@@ -80,7 +91,7 @@ class ReplyFile:
                 self._file.write(line.encode("ascii"))
             except OSError as error:
                 raise _cannot_write(self.path, error) from error
-            self.replies[key] = reply
+            self.replies[key] = reply, about.get("address", "")
 
 
 def _finish_last_line(path: Path) -> None:

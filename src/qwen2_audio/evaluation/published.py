@@ -21,7 +21,7 @@ _TITLES = {
     "vocalsound": "VocalSound",
     "air_bench_chat": "AIR-Bench chat",
 }
-_METRICS = {"ASR": ("wer", "cer"), "S2TT": ("bleu",), "SER": ("accuracy",), "VSC": ("accuracy",)}
+_METRICS = {"ASR": ("wer",), "S2TT": ("bleu",), "SER": ("accuracy",), "VSC": ("accuracy",)}
 
 
 @dataclass(frozen=True, slots=True)

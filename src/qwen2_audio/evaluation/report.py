@@ -22,6 +22,7 @@ from qwen2_audio.evaluation.report_content import (
     edit_counts,
     gather,
     metric_digits,
+    profiles_of,
     unit,
 )
 from qwen2_audio.evaluation.report_html import html
@@ -96,10 +97,11 @@ def _report(results: Results) -> dict[str, Any]:
     tables = []
     for table in published():
         rows: dict[str, Any] = {name: list(values) for name, values in table.systems.items()}
-        for system, ours in results.beside(table).items():
-            rows[system] = [None if x is None else in_table_unit(x, x.value) for x in ours]
+        ours = results.beside(table)
+        for system, row in ours.items():
+            rows[system] = [None if x is None else in_table_unit(x, x.value) for x in row]
         name = {"section": table.section, "set": table.dataset, "unit": table.unit}
-        tables.append({**name, "columns": list(table.columns), "systems": rows})
+        tables.append({**name, "columns": list(table.columns), "systems": rows, "profiles": profiles_of(ours)})
     return {
         "model": results.model,
         "scores": [{**_score(score), "details": dict(score.details)} for score in results.scores],

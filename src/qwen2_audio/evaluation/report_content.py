@@ -30,6 +30,11 @@ _NAMES = {
 }
 _DIGITS = {"wer": 2, "cer": 2, "bleu": 1, "judge": 2}
 _WHISKER = "The whisker is the 95 % interval."
+_OTHER_PROFILE = "This run's numbers are of the profile {}; the published ones compare with official."
+_BARE = (
+    "The published transcripts, translations, emotions and vocal sounds are of bare prompts, and do not compare with this "
+    "run's. Here bare prompts were"
+)
 _WORST = 10
 _SHOWN = 10
 """Rows of a list that may be long; the rest stands in report.json."""
@@ -61,6 +66,14 @@ class Results:
         return {self.label: next(iter(rows.values()), (None,) * len(table.columns))}
 
     @property
+    def asked_otherwise(self) -> str:
+        """How bare prompts were asked, where that is not as those of the published numbers were: "" where it is, and where none
+        was asked."""
+        answerer = self.run.get("answerer")
+        asked = answerer.get("bare_prompts", "") if isinstance(answerer, Mapping) else ""
+        return str(asked) if any(not answer.sample.chat for answer in self.answers) else ""
+
+    @property
     def label(self) -> str:
         """This run's name beside others'."""
         return f"{self.model} (this run)"
@@ -73,6 +86,11 @@ class Results:
             if id(score) not in placed:
                 found.setdefault(unit(score), []).append(score)
         return found
+
+
+def profiles_of(rows: Mapping[str, Sequence[Score | None]]) -> dict[str, str]:
+    """By the names of rows in a published table, the profile of their scores; "" of a row without any."""
+    return {name: next((score.profile for score in row if score is not None), "") for name, row in rows.items()}
 
 
 def gather(scores: Sequence[Score], run: Mapping[str, Any], answers: Sequence[Answer]) -> Results:
@@ -157,6 +175,8 @@ def _published(results: Results) -> Section:
     if limit := results.run.get("limit"):
         blocks.append(Text(f"Only the first {limit} samples of each set were asked; the published numbers are of all."))
     blocks.append(Text(f"Published numbers: {provenance()}. {NOTHING}: not published, or not measured in this run."))
+    if asked := results.asked_otherwise:
+        blocks.append(Text(f"{_BARE} {asked}."))
     blocks.append(Chart("radar", "All published sets, relative to the best published number", RADAR_CAPTION))
     for table in published():
         rows: list[tuple[Cell, ...]] = []
@@ -166,8 +186,14 @@ def _published(results: Results) -> Section:
         rows += [(name, *(_with_interval(score, table.digits) for score in row)) for name, row in ours.items()]
         mine = frozenset(range(len(table.systems), len(rows)))
         inside: list[Block] = [Table(("System", *table.columns), tuple(rows), frozenset({0}), mine)]
+        profile = (
+            "".join(profiles_of(ours).values()) if len(ours) == 1 else ""
+        )  # of several, each row's name has its own
+        scored = "" if profile in ("", "official") else _OTHER_PROFILE.format(profile)
+        if scored:
+            inside.append(Text(scored))
         if any(score for row in ours.values() for score in row):
-            inside.append(Chart(table.dataset, f"{table.title}: {table.unit}", _WHISKER))
+            inside.append(Chart(table.dataset, f"{table.title}: {table.unit}", f"{_WHISKER} {scored}".strip()))
         blocks.append(Section(f"{table.title}: {table.unit}", tuple(inside)))
     return Section("Beside the published numbers", tuple(blocks))
 

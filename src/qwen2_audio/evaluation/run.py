@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from qwen2_audio.evaluation.judge import Judge
 
 CONFIG = "config.json"
+_LOOKED_AT = 4096
+"""Bytes in the middle of a recording by which, with its size, it is known."""
+_NOTHING = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,8 @@ def evaluate(
     processes = join_processes()
     if processes.first:
         rehearse(config.tasks, samples, config.profile)
-    settings = _settings(config, samples, answerer.identity())
+    identity = answerer.identity()
+    settings = _settings(config, samples, identity) if processes.first else {}
     files = {name: AnswersFile(config.out, name, processes) for name in samples}
     if processes.first:
         _claim(config.out, settings)
@@ -147,10 +151,25 @@ def _settings(
             "prompt": task.prompt or "each its own",
             "samples": len(asked),
             "sha256": _digest(asked),
+            "recordings": _digest([[_recording(path) for path in s.audio] for s in samples[task.name]]),
         }
     # the batch size is among them: in half precision the company changes answers
     settings = {"answerer": dict(identity), "batch_size": config.batch_size, "limit": config.limit, "tasks": tasks}
     return {**settings, "hash": _digest(settings)}
+
+
+def _recording(path: str) -> str:
+    """What a recording is known by wherever it lies: a file's size and the middle of it; of what is no file here, its address
+    (a missing one has its name in the rows)."""
+    if "://" in path or path.startswith("data:"):
+        return path
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, (size - _LOOKED_AT) // 2))
+            return f"{size} {hashlib.sha256(file.read(_LOOKED_AT)).hexdigest()}"
+    except (OSError, ValueError):  # what is wrong with it shows when it is heard
+        return ""
 
 
 def _digest(value: Any) -> str:
@@ -184,9 +203,13 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     """What differs between two settings, one phrase each, by its path."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = [key for key in {**before, **now} if key != "hash"]
-        found = [_differences(before.get(key), now.get(key), f"{path}.{key}" if path else key) for key in keys]
+        found = [
+            _differences(before.get(key, _NOTHING), now.get(key, _NOTHING), f"{path}.{key}" if path else key)
+            for key in keys
+        ]
         return [phrase for phrases in found for phrase in phrases]
-    return [] if before == now else [f"{path}: {before!r:.80} there, {now!r:.80} here"]
+    told, wanted = ("nothing" if value is _NOTHING else f"{value!r:.80}" for value in (before, now))
+    return [] if before == now else [f"{path}: {told} there, {wanted} here"]
 
 
 def _ask(

@@ -38,8 +38,7 @@ def _rows(file: Path, subset: str) -> Iterator[Row]:
         if not isinstance(sound, dict) or not sound.get("bytes") or not isinstance(line.get("prompt"), str):
             raise UsageError(f"{file}, row {number + 1}: there must be audio.bytes and prompt; fetch it again")
         audio = file.with_suffix("") / f"{number:05}.wav"
-        if not audio.is_file():
-            _keep(audio, sound["bytes"])
+        _keep(audio, sound["bytes"])
         yield Row(
             id=f"{subset}-{file.stem}-{number}",
             audio=audio,
@@ -53,13 +52,16 @@ def _rows(file: Path, subset: str) -> Iterator[Row]:
 
 
 def _keep(audio: Path, data: bytes) -> None:
+    """Write a recording, unless just this one is there."""
     beside = audio.with_suffix(".part")
     try:
+        if audio.is_file() and audio.read_bytes() == data:
+            return
         audio.parent.mkdir(exist_ok=True)
         beside.write_bytes(data)
         beside.replace(audio)
     except OSError as error:
-        raise UsageError(f"cannot write {audio}: {error.strerror}; its folder must be one to write into") from error
+        raise UsageError(f"cannot keep {audio}: {error.strerror}; its folder must be one to write into") from error
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:
