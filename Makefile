@@ -81,7 +81,7 @@ export KOKORO_VOICES = $(MINI)/kokoro/package/voices
 RECIPE := $(BIN)/python recipes/mini
 # Sentences to read aloud, 14,001 or more: gzipped lines `id<TAB>SENTENCE`
 TRANSCRIPTS ?=
-# A folder with real recordings: librispeech_excerpt, esc10, emodb, each with a manifest.jsonl (see recipes/mini/conversations.py)
+# A folder with real recordings: librispeech_excerpt, esc10, emodb, each with a manifest.jsonl (see docs/mini.md)
 DATA ?=
 # Optional: folder and texts of recorded announcements (see recipes/mini/prompts.py)
 PROMPTS ?=

@@ -56,9 +56,15 @@ class Inputs(UserDict[str, Any]):
         else:
             self.data[name] = value
 
-    def to(self, device: str | torch.device) -> Inputs:
-        """All tensors on `device`."""
-        return Inputs({name: tensor.to(device) for name, tensor in self.data.items()})
+    def to(self, device: Any = None, dtype: torch.dtype | None = None, *, non_blocking: bool = False) -> Inputs:
+        """Move all tensors to `device` and cast those of floating point to `dtype`, in place; either may be left out."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        for name, value in self.data.items():
+            if isinstance(value, Tensor):
+                kept = dtype if value.is_floating_point() else None
+                self.data[name] = value.to(device=device, dtype=kept, non_blocking=non_blocking)
+        return self
 
 
 class Qwen2AudioProcessor:
@@ -75,7 +81,7 @@ class Qwen2AudioProcessor:
         cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False, local_files_only: bool = False
     ) -> Qwen2AudioProcessor:
         """Load from any name that `qwen2_audio.load` takes. No remote code is ever run, whatever `trust_remote_code`."""
-        folder = find_checkpoint(str(name), revision=revision, offline=local_files_only)
+        folder = find_checkpoint(str(name), revision=revision, offline=local_files_only, weights=False)
         return cls(load_processor(folder, load_config(folder)))
 
     def apply_chat_template(
@@ -120,6 +126,8 @@ class Qwen2AudioProcessor:
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or (padding not in (True, "longest") and len(texts) > 1):
             raise UsageError(f"several prompts need padding=True, got {len(texts)} prompts and padding={padding!r}")
+        if padding not in (True, False, "longest", "do_not_pad"):
+            raise UsageError(f"padding must be True, False, 'longest' or 'do_not_pad', got {padding!r}")
         waves = _as_waves(audio if audio is not None else audios)
         rows, clips = [], []
         used = 0
@@ -199,7 +207,7 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
         cls,
         name: str,
         *,
-        device_map: str | None = None,
+        device_map: str | int | torch.device | None = None,
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
         revision: str | None = None,
@@ -209,14 +217,15 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
         """Load from any name that `qwen2_audio.load` takes.
 
         Args:
-            device_map: "auto" (the best device) or the name of one device; None is the CPU.
+            device_map: "auto" (the best device), one device or the number of a CUDA device; None is the CPU.
             dtype, torch_dtype: "auto" or None picks what is fast on the device.
             trust_remote_code: accepted because the original's snippets pass it; no remote code is ever run.
         """
         if dtype is not None and torch_dtype is not None:
             raise UsageError("the dtype is given twice: as dtype= and as torch_dtype=; give one of them")
         wanted = str(dtype or torch_dtype or "auto").removeprefix("torch.")
-        device = device_map or "cpu"
+        place = "cpu" if device_map is None else device_map
+        device = f"cuda:{place}" if isinstance(place, int) else str(place)
         return cls(load(name, device=device, dtype=wanted, revision=revision, offline=local_files_only))
 
     @property
@@ -319,7 +328,7 @@ class Qwen2AudioForConditionalGeneration(nn.Module):
         clips = []
         if features is not None and feature_mask is not None:
             frames = [int(count) for count in feature_mask.sum(-1)]
-            mels = features.to(self.device)
+            mels = features.to(self.device, torch.float32)
             clips = [Clip(mel[:, : count + TAIL_FRAMES], count) for mel, count in zip(mels, frames, strict=True)]
         rows, used = [], 0
         for i, row in enumerate(ids):
@@ -351,7 +360,10 @@ def _limited(options: GenerationOptions, row: _Row, max_length: int | None, max_
 
 
 def _as_array(audio: Any) -> Any:
-    return audio.detach().cpu().float().numpy() if isinstance(audio, torch.Tensor) else audio
+    """A tensor as an array; whole numbers keep their dtype, which tells their scale."""
+    if isinstance(audio, Tensor):
+        audio = (audio.float() if audio.is_floating_point() else audio).detach().cpu().numpy()
+    return audio
 
 
 def _as_waves(audio: Any) -> list[np.ndarray[Any, np.dtype[np.float32]]]:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+from qwen2_audio import hf
 from qwen2_audio.errors import AudioError, AudioWarning, ConversationError, UsageError
 from qwen2_audio.hf import AutoProcessor, Qwen2AudioForConditionalGeneration
 from tests.tiny import sound, tiny_folder
@@ -161,6 +162,42 @@ def test_nothing_is_ignored(processor: AutoProcessor, model: Qwen2AudioForCondit
         model(inputs.input_ids, inputs.attention_mask)
 
 
+@pytest.mark.parametrize("padding", ["max_length", "left", 7, None])
+def test_padding_of_one_prompt_is_not_ignored(processor: AutoProcessor, padding: Any) -> None:
+    with pytest.raises(UsageError, match="padding must be True, False"):
+        processor(text="hello", padding=padding)
+    for known in (True, False, "longest", "do_not_pad"):
+        assert processor(text="hello", padding=known).input_ids.shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "device"), [(None, "cpu"), (0, "cuda:0"), (1, "cuda:1"), ("auto", "auto"), (torch.device("cpu"), "cpu")]
+)
+def test_device_map(monkeypatch: pytest.MonkeyPatch, given: Any, device: str) -> None:
+    asked: list[str] = []
+
+    def load(_name: str, **options: Any) -> None:
+        asked.append(options["device"])
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(hf, "load", load)
+    with pytest.raises(UsageError, match="far enough"):
+        Qwen2AudioForConditionalGeneration.from_pretrained("mini", device_map=given)
+    assert asked == [device]
+
+
+def test_a_processor_needs_no_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def find(_name: str, **options: Any) -> Path:
+        asked.append(options)
+        return folder
+
+    monkeypatch.setattr(hf, "find_checkpoint", find)
+    AutoProcessor.from_pretrained("Qwen/Qwen2-Audio-7B-Instruct")
+    assert asked == [{"revision": None, "offline": False, "weights": False}]
+
+
 def test_a_greedy_checkpoint_ignores_nothing(tmp_path: Path, processor: AutoProcessor) -> None:
     folder = tiny_folder(tmp_path / "greedy")
     (folder / "generation_config.json").write_text('{"do_sample": false}')
@@ -177,6 +214,29 @@ def test_tensors_of_any_kind_are_heard(processor: AutoProcessor) -> None:
     expected = processor(text=prompt, audios=[wave]).input_features
     learnt = processor(text=prompt, audios=[wave.double().requires_grad_()]).input_features
     torch.testing.assert_close(learnt, expected)
+    whole = (wave * 32767).round().to(torch.int16)  # as torchaudio.load(..., normalize=False) gives it
+    scaled = processor(text=prompt, audios=[whole.float() / 32768]).input_features
+    for audios in ([whole], whole, whole[None]):
+        assert torch.equal(processor(text=prompt, audios=audios).input_features, scaled)
+
+
+def test_inputs_move_and_are_cast_as_in_transformers(
+    processor: AutoProcessor, model: Qwen2AudioForConditionalGeneration
+) -> None:
+    prompt = "<|audio_bos|><|AUDIO|><|audio_eos|>hello"
+    for arguments, options in ((("cpu", torch.bfloat16), {}), ((torch.bfloat16,), {}), ((), {"dtype": torch.bfloat16})):
+        inputs = processor(text=prompt, audios=[sound(1.0)])
+        inputs["input_ids"] = torch.full_like(inputs.input_ids, 151_646)
+        inputs["note"] = "kept"
+        assert inputs.to(*arguments, **options) is inputs
+        assert inputs.input_features.dtype == torch.bfloat16 and inputs.note == "kept"
+        assert inputs.input_ids.dtype == inputs.attention_mask.dtype == torch.int64
+        assert bool((inputs.input_ids == 151_646).all())
+    asked = processor(text=prompt, audios=[sound(1.0)]).to("cpu", torch.bfloat16)
+    assert model.generate(**asked, max_new_tokens=2, **GREEDY).shape[0] == 1
+    moved = processor(text=prompt, audios=[sound(1.0)]).to(device="meta")
+    assert {tensor.device.type for tensor in moved.values()} == {"meta"}
+    assert moved.input_features.dtype == torch.float32
 
 
 def test_gradients_flow(folder: Path, processor: AutoProcessor) -> None:

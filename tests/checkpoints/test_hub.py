@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +49,26 @@ def test_hubs(prefix: str, calls: list[tuple[str, dict[str, Any]]], tmp_path: Pa
     assert options["revision"] == "v1"
     assert options["local_files_only"] is True
     assert "*.safetensors" in options["allow_patterns"]
+
+
+@pytest.mark.parametrize("prefix", ["", "hf:", "modelscope:"])
+def test_a_model_fetched_without_its_weights_is_not_whole(
+    prefix: str, calls: list[tuple[str, dict[str, Any]]], tmp_path: Path
+) -> None:
+    name = f"{prefix}Qwen/Qwen2-Audio-7B-Instruct"
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert hub.find_checkpoint(name, weights=False) == tmp_path
+    assert calls[0][1]["allow_patterns"] == ["*.json", "*.jinja", "merges.txt"]
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    for offline in (True, False):
+        with pytest.raises(DownloadError, match=r"is not whole .* model-00002-of-00002.* missing"):
+            hub.find_checkpoint(name, offline=offline)
+    assert hub.find_checkpoint(name, offline=True, weights=False) == tmp_path
+    assert name not in hub.models_here()
+    (tmp_path / "model-00002-of-00002.safetensors").touch()
+    assert hub.find_checkpoint(name, offline=True) == tmp_path
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from qwen2_audio.cli import conversing
 from qwen2_audio.cli.chat import print_stream
 from qwen2_audio.cli.line_editor import _completion
+from qwen2_audio.cli.lines import split_line
 from qwen2_audio.errors import ContextLengthError, ServerError
 from tests.cli.conftest import FakeAssistant, FakeStream, Run
 
@@ -84,6 +86,14 @@ def test_the_first_error_ends_a_piped_conversation(run: Run, assistant: FakeAssi
     result = run("chat", stdin=b"a\nnothere.wav\nb\n")
     assert (result.code, result.out) == (2, "1: a\n")
     assert result.err == "error: no such file: nothere.wav; check the path\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ctrl_c_ends_a_piped_conversation(run: Run, assistant: FakeAssistant, options: list[str]) -> None:
+    assistant.interrupt = lambda: signal.raise_signal(signal.SIGINT)
+    result = run("chat", *options, stdin=b"a\nb\n")
+    assert result.code == 130 and "2: " not in result.out and not result.err
+    assert len(assistant.calls) == 1
 
 
 @pytest.mark.parametrize("stdin", [b"", b"\n \n"])
@@ -173,6 +183,19 @@ def test_completion(wav: Path) -> None:
     assert [_completion("/hi", index, commands) for index in (0, 1)] == ["/history", None]
     assert _completion(str(wav)[:-3], 0, commands) == str(wav)
     assert _completion(f"/audio {wav.parent}", 0, commands) == f"/audio {wav.parent}/"
+
+
+@pytest.mark.skipif(os.sep != "/", reason="elsewhere a backslash is no escape")
+def test_a_completed_path_is_a_recording_with_text_behind_it(wav: Path, tmp_path: Path) -> None:
+    written = _completion(f"{tmp_path}/my", 0, ())
+    assert written == f"{tmp_path}/my\\ sounds/"
+    written = _completion(f"{written}ha", 0, ())
+    assert written == f"{tmp_path}/my\\ sounds/half.wav"
+    assert split_line(f"{written} What is it?") == ([str(wav)], "What is it?")
+    odd = wav.with_name('it\'s "so\\so".wav')
+    odd.write_bytes(wav.read_bytes())
+    written = _completion(f"{tmp_path}/my\\ sounds/it", 0, ())
+    assert split_line(f"{written} What is it?") == ([str(odd)], "What is it?")
 
 
 def test_recordings_of_a_turn_that_failed_or_was_forgotten(

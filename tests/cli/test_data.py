@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
+import pytest
 import soundfile
 from typer.testing import CliRunner
 
@@ -34,6 +37,17 @@ def test_a_good_file(folder: Path, tmp_path: Path) -> None:
     assert (report["clips"], report["seconds"]) == (2, 2.0)
     assert sum(report["histogram"].values()) == len(report["lengths"]) == 3
     assert report["targets"] > 0
+    assert "give them files of their own" in result.stderr
+
+
+def test_no_weights_are_fetched(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(_name: str, **options: Any) -> str:
+        assert "*.safetensors" not in options["allow_patterns"]
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    arguments = ["data", "check", str(rows_of(tmp_path)), "--model", "Qwen/Qwen2-Audio-7B"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
 def test_errors_by_line(folder: Path, tmp_path: Path) -> None:

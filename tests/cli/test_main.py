@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -93,9 +94,21 @@ def test_our_warnings_are_notes(run: Run, assistant: FakeAssistant, monkeypatch:
     assert (result.code, result.out, result.err) == (0, "Yes.\n", "note: it is long; very long\n")
 
 
-def test_out_of_memory_is_one_line(run: Run, assistant: FakeAssistant, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nIt had less."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: 9 bytes"
+        ),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_one_line(
+    run: Run, assistant: FakeAssistant, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nIt had less.")
+        raise error
 
     monkeypatch.setattr(assistant, "stream", fail)
     result = run("chat", "Hi")
@@ -114,6 +127,23 @@ def test_a_file_that_cannot_be_used_is_one_line(
     result = run("chat", "Hi")
     told = "error: cannot use runs/log.jsonl: Permission denied; check the path and its permissions\n"
     assert (result.code, result.err) == (2, told)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="streams are closed by a shell of POSIX")
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("transcribe - <&-", 2, "error: -: no recording on stdin; pipe one in, or give a file\n"),
+        ("chat <&-", 2, "error: nothing to say: give recordings or text, or one turn a line on stdin\n"),
+        ("transcribe nothere.wav 2>&-", 2, ""),
+        ("data check nothere.jsonl --model {folder} 2>&-", 2, ""),
+        ("render Hi --model {folder} <&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_closed_streams(folder: Path, command: str, code: int, told: str) -> None:
+    line = f"{shlex.join(COMMAND)} {command.format(folder=shlex.quote(str(folder)))}"
+    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (code, "", told)
 
 
 def test_ctrl_c_is_quiet(run: Run, assistant: FakeAssistant) -> None:

@@ -80,6 +80,15 @@ def test_render_needs_no_weights(run: Run, folder: Path, tmp_path: Path) -> None
     assert run("render", "Hi", "--model", bare).code == 0
 
 
+def test_render_fetches_no_weights(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(_name: str, **options: Any) -> str:
+        assert "*.safetensors" not in options["allow_patterns"]
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert run("render", "Hi", "--model", "Qwen/Qwen2-Audio-7B").code == 0
+
+
 def test_info_of_a_model(run: Run, folder: Path, model: Qwen2Audio) -> None:
     facts = json.loads(run("info", "--model", folder, "--json").out)
     assert facts["models"] == []

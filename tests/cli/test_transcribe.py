@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from qwen2_audio import api
+from qwen2_audio.cli.listening_bar import ListeningBar
 from qwen2_audio.cli.recordings import Recording, find_recordings
 from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.longform.segments import Segment
@@ -118,6 +119,21 @@ def test_one_file_to_stdout(run: Run, assistant: FakeAssistant, talks: Path) -> 
     long = talks / "deep" / "long.WAV"
     assert run("transcribe", long).out == "heard 61 s\n"
     assert run("transcribe", long, "--format", "tsv").out == "start\tend\ttext\n500\t1500\theard\n2000\t61000\t61 s\n"
+
+
+def test_what_turns_out_long_is_streamed_in_its_place(
+    run: Run, assistant: FakeAssistant, talks: Path, wav: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stdin says nothing of its length before it is decoded."""
+    shown: list[float] = []
+    monkeypatch.setattr(ListeningBar, "more", lambda _bar, seconds: shown.append(seconds))
+    monkeypatch.setattr(ListeningBar, "heard", lambda _bar, seconds: shown.append(seconds))
+    long = (talks / "deep" / "long.WAV").read_bytes()
+    result = run("transcribe", wav, "-", wav, stdin=long)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == f"{wav}\theard 0.5 s\n-\theard 61 s\n{wav}\theard 0.5 s\n"
+    assert [call.get("together") for call in assistant.calls] == [2, None] and "streamed" in assistant.calls[1]
+    assert shown == [0.5, 61.0, 1.5, 59.5, 0.0, 0.5]
 
 
 def test_failures_leave_no_files(run: Run, assistant: FakeAssistant, talks: Path, blip: Path, tmp_path: Path) -> None:
@@ -235,6 +251,14 @@ def test_links_to_folders_are_followed_but_not_in_circles(talks: Path, tmp_path:
     (other / "back").symlink_to(talks)
     names = [item.name for item in find_recordings([str(talks)]) if isinstance(item, Recording)]
     assert names == [Path("a.flac"), Path("b.wav"), Path("deep/long.WAV"), Path("linked/c.wav")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_link_to_itself_fails_alone(run: Run, assistant: FakeAssistant, talks: Path) -> None:
+    (talks / "loop.wav").symlink_to("loop.wav")
+    result = run("transcribe", talks)
+    assert result.code == 2 and result.out.count("\n") == 3
+    assert result.err.startswith(f"error: cannot read {talks / 'loop.wav'}: ") and result.err.count("\n") == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")

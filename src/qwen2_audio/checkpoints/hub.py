@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from qwen2_audio.checkpoints import mini
-from qwen2_audio.checkpoints.load import SINGLE
+from qwen2_audio.checkpoints.load import SINGLE, weight_files
 from qwen2_audio.errors import CheckpointError, DownloadError, UsageError
 
 PUBLISHED = ("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2-Audio-7B")
 BUILT_IN = ("mini", "mini-base")
 """`mini`, and `mini-base`: its third-party parts alone, before it learnt to listen (where its training starts)."""
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+_WEIGHTS = "*.safetensors"
+PATTERNS = ["*.json", _WEIGHTS, "*.jinja", "merges.txt"]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -31,7 +32,12 @@ def say_on_stderr(message: str) -> None:
 
 
 def find_checkpoint(
-    name: str, *, revision: str | None = None, offline: bool = False, say: Callable[[str], None] = say_on_stderr
+    name: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    weights: bool = True,
+    say: Callable[[str], None] = say_on_stderr,
 ) -> Path:
     """The folder of a model, fetched first if need be.
 
@@ -39,6 +45,7 @@ def find_checkpoint(
         name: a built-in name, a folder, `OWNER/NAME` or `hf:OWNER/NAME` (Hugging Face), `modelscope:OWNER/NAME`.
         revision: branch, tag or commit of a hub model.
         offline: use only what is on this machine.
+        weights: False where the configuration and the tokenizer are enough: a hub's weights are not fetched, nor missed.
         say: told what is being fetched.
 
     Raises:
@@ -57,15 +64,17 @@ def find_checkpoint(
     if name.startswith("openai:"):
         raise UsageError(f"{name} is a server, whose checkpoint is not here; name a model of this machine or of a hub")
     if name.startswith("modelscope:"):
-        return _from_modelscope(_repository(name.removeprefix("modelscope:")), revision, offline=offline)
+        return _from_modelscope(
+            _repository(name.removeprefix("modelscope:")), revision, offline=offline, weights=weights
+        )
     if name.startswith("hf:"):
-        return _from_hugging_face(_repository(name.removeprefix("hf:")), revision, offline=offline)
+        return _from_hugging_face(_repository(name.removeprefix("hf:")), revision, offline=offline, weights=weights)
     if here:
         return folder
     if os.path.exists(folder):
         raise CheckpointError(f"{name} is a file; give the checkpoint's folder")
     if _REPOSITORY.fullmatch(name) and not name.startswith("."):
-        return _from_hugging_face(name, revision, offline=offline)
+        return _from_hugging_face(name, revision, offline=offline, weights=weights)
     raise CheckpointError(f"unknown model {name!r}: neither a built-in name nor a folder{_nearest(name)}")
 
 
@@ -142,7 +151,21 @@ def _tidy(folder: Path, name: str) -> None:
                 shutil.rmtree(other, ignore_errors=True)
 
 
-def _from_hugging_face(name: str, revision: str | None, *, offline: bool) -> Path:
+def _patterns(weights: bool) -> list[str]:
+    return [pattern for pattern in PATTERNS if weights or pattern != _WEIGHTS]
+
+
+def _whole(name: str, folder: Path) -> Path:
+    """The folder of a hub's model; an error when its weights are not all there, as after a fetch without them."""
+    if (folder / "config.json").is_file():
+        try:
+            weight_files(folder)
+        except CheckpointError as error:
+            raise DownloadError(f"{name} is not whole on this machine: {error}") from error
+    return folder
+
+
+def _from_hugging_face(name: str, revision: str | None, *, offline: bool, weights: bool) -> Path:
     """huggingface_hub resumes, shows progress, and honours HF_ENDPOINT (a mirror), HF_HOME, HF_HUB_OFFLINE, HF_TOKEN."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -153,7 +176,7 @@ def _from_hugging_face(name: str, revision: str | None, *, offline: bool) -> Pat
     )
 
     try:
-        found = snapshot_download(name, revision=revision, allow_patterns=PATTERNS, local_files_only=offline)
+        found = snapshot_download(name, revision=revision, allow_patterns=_patterns(weights), local_files_only=offline)
     except HFValidationError as error:
         raise CheckpointError(f"{name!r} cannot be the name of a model on Hugging Face{_nearest(name)}") from error
     except RevisionNotFoundError as error:
@@ -170,20 +193,20 @@ def _from_hugging_face(name: str, revision: str | None, *, offline: bool) -> Pat
         ) from error
     except Exception as error:  # its own, httpx's, hf_xet's RuntimeError (a full disk, too), OSError
         raise _failed(name, "Hugging Face", error) from error
-    return Path(found)
+    return _whole(name, Path(found)) if weights else Path(found)
 
 
-def _from_modelscope(name: str, revision: str | None, *, offline: bool) -> Path:
+def _from_modelscope(name: str, revision: str | None, *, offline: bool, weights: bool) -> Path:
     try:
         from modelscope import snapshot_download
     except ImportError:
         raise DownloadError('ModelScope needs its own package: pip install "qwen2-audio[modelscope]"') from None
     given: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        found = snapshot_download(name, allow_patterns=PATTERNS, local_files_only=offline, **given)
+        found = snapshot_download(name, allow_patterns=_patterns(weights), local_files_only=offline, **given)
     except Exception as error:  # modelscope raises many kinds, bare ones among them
         raise _failed(name, "ModelScope", error) from error
-    return Path(found)
+    return _whole(f"modelscope:{name}", Path(found)) if weights else Path(found)
 
 
 def _failed(name: str, hub: str, error: Exception) -> DownloadError:

@@ -6,7 +6,7 @@ import difflib
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ class Talk:
 
     Args:
         show: prints an answer and returns it.
-        chatty: whether to tell what was attached or reset.
+        chatty: whether somebody types: it is told what was attached or reset, and Ctrl-C ends the answer, not the command.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Talk:
         items = [part for _, part in attached] + ([TextPart(text)] if text else [])
         try:
             stream = self._session.stream(*items, **self._options)
-            with _stopped_by_ctrl_c(stream):
+            with _stopped_by_ctrl_c(stream) if self._chatty else nullcontext():
                 reply = self._show(stream)  # a server is asked, and may refuse, only now
         except Qwen2AudioError:
             if attached and self._chatty:

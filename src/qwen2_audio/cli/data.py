@@ -37,7 +37,7 @@ def check(
     from qwen2_audio.processing.processor import load_processor
     from qwen2_audio.training.check import check_data
 
-    folder = find_checkpoint(model)
+    folder = find_checkpoint(model, weights=False)
     watched = sys.stderr.isatty()
 
     def progress(done: int, rows: int) -> None:
@@ -58,6 +58,10 @@ def check(
         typer.echo(f"{sum(report.lengths)} tokens, {report.targets} of them learnt; rows by tokens:")
         for span, count in report.histogram().items():
             typer.echo(f"{span:>14}  {count}")
+    if not report.errors and {"preference"} < report.kinds.keys():
+        say(
+            "preferences are for `train dpo`, other rows for `train sft` and `train pretrain`; give them files of their own"
+        )
     if not report.lengths and not report.errors:
         raise UsageError(f"{file} holds no rows")
     if report.errors:

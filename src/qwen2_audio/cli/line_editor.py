@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -57,10 +58,18 @@ def _write_history(readline: ModuleType, history: Path) -> None:
 
 
 def _completion(text: str, index: int, commands: Sequence[str]) -> str | None:
-    """The `index`-th way to complete a line."""
+    """The `index`-th way to complete a line.
+
+    Spaces in paths come out escaped, so that text may follow. They stay as they are after /audio, which takes the rest of the
+    line, and where such a space was typed already."""
     command = "/audio " if text.startswith("/audio ") else ""
-    path = text.removeprefix(command)
+    typed = text.removeprefix(command)
+    path, escaped = typed, False
+    if os.sep == "/":  # elsewhere a backslash is no escape
+        path = re.sub(r"\\(.)", r"\1", typed)
+        escaped = not command and " " not in re.sub(r"\\.", "", typed)
     found = [] if command else [name for name in commands if text and name.startswith(text)]
     for match in sorted(glob.glob(glob.escape(os.path.expanduser(path)) + "*")) if path or command else ():
-        found.append(command + match + (os.sep if os.path.isdir(match) else ""))
+        shown = re.sub(r"([\s\\'\"])", r"\\\1", match) if escaped else match
+        found.append(command + shown + (os.sep if os.path.isdir(match) else ""))
     return found[index] if index < len(found) else None

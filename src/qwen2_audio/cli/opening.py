@@ -33,9 +33,9 @@ def hear(source: AudioSource) -> AudioPart:
     from qwen2_audio.processing.conversation import AudioPart
 
     if source == STDIN:
-        if sys.stdin.isatty():
+        source = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+        if not source:
             raise AudioError("no recording on stdin; pipe one in, or give a file")
-        source = sys.stdin.buffer.read()
     return AudioPart((load_audio(source), SAMPLE_RATE))
 
 
@@ -55,12 +55,13 @@ def hear_parts(words: Sequence[str]) -> list[Part]:
     return [hear(part.source) if isinstance(part, AudioPart) else part for part in parts]
 
 
-def find(model: str, *, revision: str | None, offline: bool) -> Path:
-    """The folder of a model, fetched if need be; whatever is said meanwhile goes to stderr."""
+def find(model: str, *, revision: str | None, offline: bool, weights: bool = True) -> Path:
+    """The folder of a model, fetched if need be, without its weights if they are not needed; whatever is said meanwhile
+    goes to stderr."""
     with patience("starting"):
         from qwen2_audio.checkpoints.hub import find_checkpoint
     with redirect_stdout(sys.stderr):
-        return find_checkpoint(model, revision=revision, offline=offline, say=say).resolve()
+        return find_checkpoint(model, revision=revision, offline=offline, weights=weights, say=say).resolve()
 
 
 def open_assistant(

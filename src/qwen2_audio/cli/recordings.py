@@ -66,7 +66,7 @@ def _in_folder(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str
         yield AudioError(f"cannot look into {folder}: {error.strerror}; check its permissions")
         return
     for entry in entries:
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # entry.is_dir raises on a link to itself
             yield from _in_folder(entry.path, above | {real})
         else:
             yield entry.path

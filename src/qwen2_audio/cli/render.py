@@ -67,7 +67,7 @@ def _read(file: Path | None) -> list[Any]:
 
 
 def _processor(model: str, *, revision: str | None, offline: bool) -> Processor:
-    folder = find(model, revision=revision, offline=offline)
+    folder = find(model, revision=revision, offline=offline, weights=False)
     from qwen2_audio.checkpoints.load import load_config
     from qwen2_audio.processing.processor import load_processor
 

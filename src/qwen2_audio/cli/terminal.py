@@ -63,12 +63,19 @@ def tidy_ends() -> Iterator[None]:
             raise
         raise typer.Exit(FAILED) from None
     except (MemoryError, RuntimeError) as error:
-        if (
-            not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError"
-        ):  # torch's; not imported here
+        if not _is_out_of_memory(error):
             raise
         report("out of memory; try a smaller model, --dtype bfloat16, shorter recordings, or --device cpu")
         raise typer.Exit(FAILED) from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's, or torch's, which is not imported here: of a GPU an error of its own, of the CPU a plain RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _drop_output() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from qwen2_audio.longform.segments import cut_short
 if TYPE_CHECKING:
     from qwen2_audio.api import Assistant, Options
     from qwen2_audio.longform.segments import Segment
-    from qwen2_audio.processing.conversation import AudioPart
+    from qwen2_audio.processing.conversation import AudioPart, AudioSource
 
 LONG_SECONDS = 60.0
 """Recordings from this length on are worked on alone, decoded as they are heard."""
@@ -175,14 +175,17 @@ class _Work:
                 else:
                     yield from self._together(batch, options)
 
-    def _streamed(self, recording: Recording | AudioError, options: Options) -> _Heard | _Failed:
-        """A long recording, segment by segment."""
+    def _streamed(
+        self, recording: Recording | AudioError, options: Options, decoded: AudioSource | None = None
+    ) -> _Heard | _Failed:
+        """A long recording, segment by segment; decoded already where only that told its length."""
         if isinstance(recording, AudioError):
             return _Failed("", recording)
+        source = recording.source if decoded is None else decoded
         segments: list[Segment] = []
         seconds, reached = recording.seconds or 0.0, 0.0
         try:
-            for segment in self._assistant.transcribe_stream(recording.source, **options):
+            for segment in self._assistant.transcribe_stream(source, **options):
                 segments.append(segment)
                 self._bar.heard(segment.end - reached)
                 reached = segment.end
@@ -192,9 +195,9 @@ class _Work:
         return _Heard(recording, segments, max(seconds, reached))
 
     def _together(self, batch: Sequence[Recording | AudioError], options: Options) -> Iterator[_Heard | _Failed]:
-        """Short recordings, decoded and transcribed together."""
+        """Recordings that should be short, decoded and transcribed together; one that turns out long is streamed."""
         sounds = [_decoded(item) for item in batch]
-        good = [sound for sound in sounds if not isinstance(sound, AudioError)]
+        good = [sound for sound in sounds if not isinstance(sound, AudioError) and seconds_of(sound) < LONG_SECONDS]
         answers = iter(self._segments(good, options) if good else ())
         for item, sound in zip(batch, sounds, strict=True):
             if isinstance(item, AudioError):
@@ -203,11 +206,15 @@ class _Work:
             if isinstance(sound, AudioError):
                 yield _Failed(item.source, sound)
                 continue
+            seconds = seconds_of(sound)
+            if seconds >= LONG_SECONDS:
+                self._bar.more(seconds - (item.seconds or 0.0))
+                yield self._streamed(replace(item, seconds=seconds), options, sound.source)
+                continue
             answer = next(answers)
             if isinstance(answer, Qwen2AudioError):
                 yield _Failed(item.source, answer)
                 continue
-            seconds = seconds_of(sound)
             if item.seconds is None:
                 self._bar.more(seconds)
             self._bar.heard(seconds)
