@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test check format bench bench-gpu page-shots mini-data mini-train mini-gpu mini-measure mini-scorecard clean
+.PHONY: help chat test check format bench bench-gpu page-shots mini-data mini-train mini-gpu mini-measure mini-preference \
+  mini-scorecard clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -138,6 +139,10 @@ mini-measure: | $(VENV)/speech.ready  ## how well mini listens: the figures of d
 	@test -n '$(DATA)' || { echo 'say where the recordings are: make mini-measure DATA=FOLDER' >&2; exit 2; }
 	$(RECIPE)/measure.py --ask --read '$(DATA)/librispeech_excerpt' --sounds '$(DATA)/esc10' --emotions '$(DATA)/emodb' \
 	  --faithful '$(DATA)/esc10'
+
+mini-preference: | $(VENV)/speech.ready  ## contradicting answers before and after mini's last stage (DATA=FOLDER; after mini-train)
+	@test -n '$(DATA)' || { echo 'say where the recordings are: make mini-preference DATA=FOLDER' >&2; exit 2; }
+	$(RECIPE)/measure.py --model $(MINI)/last/model mini --faithful '$(DATA)/esc10'
 
 # The evaluation reads one folder: links to the recordings, and the questions that are synthesised
 SCORECARD := $(MINI)/scorecard

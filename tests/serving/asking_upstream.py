@@ -8,10 +8,7 @@ from typing import Any, TypeVar
 
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.processing.conversation import Conversation
-from qwen2_audio.serving.backend import (
-    Delta,
-    Job,
-)
+from qwen2_audio.serving.backend import Delta, Job
 from qwen2_audio.serving.upstream import UpstreamBackend
 from tests.remote.scripted import ScriptedServer
 

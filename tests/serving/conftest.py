@@ -1,4 +1,4 @@
-"""A live server over a scripted backend, shared; each test gets the backend as new."""
+"""A live server over a scripted backend, shared; each test gets the backend as new. And scripted engines elsewhere."""
 
 from __future__ import annotations
 
@@ -57,11 +57,13 @@ def http(server: HttpServer) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def one() -> Iterator[ScriptedServer]:
+    """An engine elsewhere."""
     with running(ScriptedServer()) as server:
         yield server
 
 
 @pytest.fixture
 def two() -> Iterator[ScriptedServer]:
+    """Another."""
     with running(ScriptedServer()) as server:
         yield server

@@ -9,11 +9,7 @@ from typing import Any
 import pytest
 
 from qwen2_audio.errors import ContextLengthError, UsageError
-from qwen2_audio.serving.backend import (
-    EngineLostError,
-    OverloadedError,
-    UnknownModelError,
-)
+from qwen2_audio.serving.backend import EngineLostError, OverloadedError, UnknownModelError
 from qwen2_audio.serving.upstream import UpstreamBackend
 from tests.remote.scripted import Refuse, Say, ScriptedServer, running
 from tests.serving.asking_upstream import answer, job, text_of, until, using
