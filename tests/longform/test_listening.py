@@ -137,3 +137,26 @@ def test_question() -> None:
     assert (options.max_new_tokens, options.stop_loops, options.temperature) == (32, True, 0.5)
     given = Question(options=GenerationOptions(max_new_tokens=7))
     assert given.options_for(window(0, 2.0)).max_new_tokens == 7
+
+
+def with_a_pause() -> Window:
+    """Six seconds of speech, two sentences with a pause between them."""
+    samples = np.concatenate([sound(3.0), np.zeros(SAMPLE_RATE, np.float32), sound(3.0)])
+    second = SAMPLE_RATE
+    stretches = ((0, 3 * second), (4 * second, 7 * second))
+    return Window(0, samples, (0, 7 * second), 0.9, stretches=stretches)
+
+
+def test_what_stops_at_a_pause_is_heard_again_in_halves() -> None:
+    halves = {0: "One two three four five six.", 1: "Seven eight nine ten eleven twelve."}
+    spoken = texts([with_a_pause()], lambda w: halves[0] if w.seconds > 5 else halves[int(w.start > 0)])
+    assert spoken == list(halves.values())
+
+
+def test_few_words_are_kept_where_there_are_no_more() -> None:
+    hear, together = answering(lambda w: "One two three." if w.seconds > 5 else "One two.")
+    found = [segment.text for _, segment in listen([(0, with_a_pause())], Question(), hear)]
+    assert found == ["One two three."] and together == [1, 2]
+    many = "One two three four five six seven eight nine ten eleven twelve."
+    assert texts([with_a_pause()], lambda w: many if w.seconds > 5 else "wrong " * 9) == [many]
+    assert texts([with_a_pause()], lambda w: "" if w.seconds > 5 else "wrong") == [""]

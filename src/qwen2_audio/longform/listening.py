@@ -16,7 +16,15 @@ from qwen2_audio.config import SAMPLE_RATE
 from qwen2_audio.generation.loops import repeated_tail
 from qwen2_audio.generation.options import GenerationOptions
 from qwen2_audio.generation.sequence import FinishReason
-from qwen2_audio.longform.repetition import agree, is_echo, is_impossible, without_circle, without_overlap
+from qwen2_audio.longform.repetition import (
+    agree,
+    is_echo,
+    is_impossible,
+    is_scant,
+    says_much_more,
+    without_circle,
+    without_overlap,
+)
 from qwen2_audio.longform.segments import Segment, join_texts
 from qwen2_audio.processing.conversation import AudioPart, Conversation, TextPart
 from qwen2_audio.processing.speech_windows import Window
@@ -100,14 +108,15 @@ class Question:
     def settle(self, window: Window, heard: Heard, before: str = "") -> Segment | list[Window]:
         """What becomes of an answer: a segment, or windows to be heard in its stead.
 
-        Where the model ran on, in circles, or says more than could be said or the same as of the window before, it is asked
-        again by halves. Of what cannot be halved, the text up to the circle is kept, and nothing of an impossible one.
+        Where the model ran on, in circles, or says more than could be said or the same as of the window before, or may have
+        stopped at a pause, it is asked again by halves. Of what cannot be halved, the text up to the circle is kept, and
+        nothing of an impossible one.
 
         Args:
             before: the text of the window before.
         """
         lost = self._is_lost(window, heard)
-        if window.seconds >= SHORTEST_HALVED and (lost or is_echo(before, heard.text)):
+        if window.seconds >= SHORTEST_HALVED and (lost or is_echo(before, heard.text) or _is_scant(window, heard)):
             return window.halves()
         if not lost:
             return _segment(window, heard, before)
@@ -117,10 +126,10 @@ class Question:
         return _segment(window, replace(heard, text=text, tokens=tokens, finish_reason="length"), before)
 
     def confirmed(self, window: Window, heard: Heard, before: str, halves: Sequence[Heard]) -> Segment | None:
-        """The answer as a segment after all, where its halves say the same: it was rightly said twice."""
-        if self._is_lost(window, heard) or not agree(heard.text, join_texts(half.text for half in halves)):
-            return None
-        return _segment(window, heard, before)
+        """The answer as a segment after all, where its halves say the same (it was rightly said twice) or little more."""
+        said = join_texts(half.text for half in halves)
+        kept = not says_much_more(said, heard.text) if _is_scant(window, heard) else agree(heard.text, said)
+        return _segment(window, heard, before) if kept and not self._is_lost(window, heard) else None
 
     def _is_lost(self, window: Window, heard: Heard) -> bool:
         ran_on = heard.finish_reason == "length" and self.options.max_new_tokens is None
@@ -134,6 +143,12 @@ def kept_text(heard: Heard, segment: Segment) -> str:
 
 def _spoken(window: Window) -> float:
     return (window.spoken[1] - window.spoken[0]) / SAMPLE_RATE
+
+
+def _is_scant(window: Window, heard: Heard) -> bool:
+    """Whether the model stopped though more was said behind a pause, as it seems."""
+    speech = sum(end - start for start, end in window.stretches) / SAMPLE_RATE
+    return heard.finish_reason == "stop" and len(window.stretches) > 1 and is_scant(heard.text, speech)
 
 
 def _segment(window: Window, heard: Heard, before: str) -> Segment:

@@ -1,4 +1,5 @@
-"""Text that a model wrote twice though nobody said it twice: circles, echoes of the window before, words cut in two."""
+"""Text that a model wrote twice though nobody said it twice: circles, echoes of the window before, words cut in two. And text
+that is too long, or too short, for the time in which it was said."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ AGREEMENT = 0.7
 MOST_OVERLAP, LEAST_LETTERS = 8, 5
 """Words and letters of a repetition at a cut: "very, very" is often said."""
 WORDS_A_SECOND, SPARE_WORDS = 10, 4
+FEW_WORDS_A_SECOND, MUCH_MORE = 2.0, 1.5
+"""Fewer words than most speak in a second, and how many times as many are clearly more."""
 
 
 def without_circle(text: str) -> str:
@@ -54,6 +57,16 @@ def without_overlap(before: str, text: str) -> str:
 def is_impossible(text: str, seconds: float) -> bool:
     """Whether a text is longer than anybody could speak in so many seconds: the model wrote what nobody said."""
     return len(_words(text)) > SPARE_WORDS + WORDS_A_SECOND * seconds
+
+
+def is_scant(text: str, seconds: float) -> bool:
+    """Whether a text is short for so many seconds of speech: perhaps the model stopped before its end."""
+    return 0 < len(_words(text)) < FEW_WORDS_A_SECOND * seconds
+
+
+def says_much_more(text: str, other: str) -> bool:
+    """Whether a text has clearly more words than another one."""
+    return len(_words(text)) > MUCH_MORE * len(_words(other))
 
 
 def _words(text: str) -> list[str]:
