@@ -114,6 +114,7 @@ def test_a_token_that_does_not_exist_is_refused(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="mini", messages=question(), logit_bias={"999999999": 1})
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client's own, of translations
 def test_what_must_hold_before_any_engine(
     served: tuple[HttpServer, LocalBackend], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,17 @@ def test_equal_uploads_lie_apart(page: httpx.Client) -> None:
     assert places[0] != places[1] and all(Path(place).read_bytes() == b"the same" for place in places)
 
 
+def test_uploads_are_taken_though_another_page_was_made(page: httpx.Client) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, sound(1.0), 16_000, format="wav")
+    with served(FakeBackend()):
+        [place] = page.post("gradio_api/upload", files={"files": ("a.wav", file.getvalue())}).json()
+        call(page, "load", [], "first")
+        part = {"path": place, "meta": {"_type": "gradio.FileData"}}
+        told = call(page, "submit", [{"text": "", "files": [part]}, *SETTINGS], "first")
+    assert told["success"] is True, told
+
+
 def test_a_page_finds_out_whether_the_server_is_another_one(page: httpx.Client) -> None:
     assert page.get("gradio_api/app_id").json() == {"app_id": page.get("config").json()["app_id"]}
 

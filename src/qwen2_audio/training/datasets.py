@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from qwen2_audio.errors import ContextLengthError, UsageError
+from qwen2_audio.errors import UsageError
 from qwen2_audio.processing.audio import load_part
 from qwen2_audio.processing.chat_template import (
     GENERATION_PROMPT,
@@ -69,6 +69,10 @@ class Example:
 Built = TypeVar("Built", covariant=True)
 
 
+class _TooLongError(UsageError):
+    """A row that does not fit into the context."""
+
+
 class Build(Protocol[Built]):
     """`build_example` or `build_pair`."""
 
@@ -120,7 +124,7 @@ class Rows(Generic[Built]):
             row = source.row(index)
             try:
                 return self._build(row, source.folder, self._processor, change)
-            except ContextLengthError:
+            except _TooLongError:
                 if change is None:
                     raise
                 return self._build(row, source.folder, self._processor, None)  # it was slowed down too far
@@ -289,7 +293,7 @@ def _assemble(pieces: Sequence[tuple[str, bool]], clips: list[Clip], processor: 
     if not any(learnt):
         raise UsageError("the row holds nothing to learn; give it an answer of the assistant")
     if len(ids) > processor.context_length:
-        raise ContextLengthError(
+        raise _TooLongError(
             f"the row has {len(ids)} tokens, the model's context holds {processor.context_length}; split it"
         )
     return Example(ids, learnt, clips)

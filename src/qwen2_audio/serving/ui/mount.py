@@ -21,7 +21,7 @@ from qwen2_audio.serving.backend import Backend
 from qwen2_audio.serving.media import Media
 from qwen2_audio.serving.settings import Settings
 from qwen2_audio.serving.ui.clips import Clips
-from qwen2_audio.serving.ui.environment import prepare
+from qwen2_audio.serving.ui.environment import admit_uploads, prepare
 from qwen2_audio.serving.ui.hearing import Hearing
 from qwen2_audio.serving.ui.lock import Locked
 from qwen2_audio.serving.ui.sessions import Sessions
@@ -78,6 +78,7 @@ def mount_ui(
         head=_head(language, path, voices.names),
     )
     narrow(page)
+    admit_uploads()
     route: Any = app.routes[-1]
     route.app = Locked(route.app)
     _remove_in_the_end(app, folder)
