@@ -230,7 +230,8 @@ class DeepSpeedEngine:
         import deepspeed
 
         zero = {key: value for key, value in self.settings.get("zero_optimization", {}).items() if value != "auto"}
-        # convolutions run once a clip, and processes have different numbers of clips: layers so small are not shared out
+        # convolutions run once a clip, and processes have different numbers of clips: the encoder calls them as functions, for
+        # which nothing is gathered, so layers so small are not shared out
         convolutions = [p for m in learner.modules() if isinstance(m, nn.Conv1d) for p in m.parameters()]
         zero["stage3_param_persistence_threshold"] = max(p.numel() for p in convolutions) + 1
         settings = {

@@ -105,6 +105,7 @@ class Trainer:
         self.sample = sample_of(self.model.state_dict())
         choose_what_learns(self.model, config)
         started = start_from(self.model, Path(config.start)) if config.start else []
+        self.start = content_of(config.start)  # as it was read; it may be rewritten while this run goes on
         if config.recompute:
             recompute_layers(self.model)
         native = config.precision == "auto" and has_native_bfloat16(self.device)
@@ -315,7 +316,7 @@ class Trainer:
                 state = {"config": plain(asdict(self.config)), "step": self.step, "seconds": self.seconds}
                 state |= {"best": self.best, "engine": self.engine.name, "rows": len(self.stage.dataset)}
                 state |= {"cursors": cursors, "random": states, "sample": self.sample}
-                state |= {"start": content_of(self.config.start)}
+                state |= {"start": self.start}
                 torch.save(state, part / STATE)
         self._barrier()
         if self.rank == 0:
