@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 
 from qwen2_audio.errors import UsageError
 from qwen2_audio.evaluation.chat_client import ChatClient, Reply
-from qwen2_audio.evaluation.judge_cache import ReplyFile, read_kept
+from qwen2_audio.evaluation.judge_cache import ReplyFile, read_replies
 from qwen2_audio.evaluation.profiles import check_known
 from qwen2_audio.remote.address import check_url
 
@@ -182,7 +182,7 @@ class Judge:
             wanted.setdefault(self.key(request), request)
         with ExitStack() as stack:
             file = stack.enter_context(ReplyFile(self.cache)) if self.cache is not None else None
-            known = read_kept(self.recorded) if self.recorded is not None else file.replies if file else {}
+            known = read_replies(self.recorded) if self.recorded is not None else file.replies if file else {}
             missing = {key: request for key, request in wanted.items() if key not in known}
             kept = {key: known[key] for key in wanted if key in known}
             replies = {key: Reply(text, address=address) for key, (text, address) in kept.items()}

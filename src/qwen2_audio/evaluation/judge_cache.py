@@ -16,12 +16,7 @@ from typing import Any
 from qwen2_audio.errors import UsageError
 
 
-def read_replies(path: Path) -> dict[str, str]:
-    """The texts of replies by their key; see `read_kept`."""
-    return {key: text for key, (text, _) in read_kept(path).items()}
-
-
-def read_kept(path: Path) -> dict[str, tuple[str, str]]:
+def read_replies(path: Path) -> dict[str, tuple[str, str]]:
     """Replies by their key: the text, and the address of the server that gave it ("" where the line does not say). Of two lines
     with the same key the first counts.
 
@@ -61,7 +56,7 @@ class ReplyFile:
             UsageError: the file cannot be read or written.
         """
         self.path = path
-        self.replies = read_kept(path) if path.exists() else {}
+        self.replies = read_replies(path) if path.exists() else {}
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
