@@ -19,6 +19,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from qwen2_audio.kernels.prefetch import read_ahead
+
 Array = NDArray[np.float32]
 Weights = NDArray[Any]
 _OPTIONS: dict[str, Any] = {
@@ -102,6 +104,7 @@ def product(
             layer += 1
         output = place - start
         row_of_weights, scale, bias = weights[layer][output], scales[layer][output], biases[layer][output]
+        read_ahead(row_of_weights, 0, size)
         row = 0
         while row + 4 <= rows:
             a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -142,6 +145,7 @@ def product_of_many(weights: Sequence[Weights], biases: Sequence[Array], x: Arra
             layer += 1
         first = min(first, weights[layer].shape[0] - 4)
         weight, bias, place = weights[layer][first : first + 4], biases[layer][first : first + 4], start + first
+        read_ahead(weight, 0, 4 * size)
         for begin in range(0, rows, 4):
             row = min(begin, rows - 4)
             a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0)
@@ -277,6 +281,7 @@ def _dots(query: Array, keys: Array, out: Array) -> None:
     count, dim = keys.shape
     fours = count // 4 * 4
     for t in range(0, fours, 4):
+        read_ahead(keys, t * dim, 4 * dim)
         a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         for i in range(dim):
             a += query[i] * keys[t, i]
@@ -297,6 +302,7 @@ def _mix(weights: Array, values: Array, out: Array) -> None:
     count, dim = values.shape
     fours = count // 4 * 4
     for t in range(0, fours, 4):
+        read_ahead(values, t * dim, 4 * dim)
         a, b, c, d = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
         for i in range(dim):
             out[i] += a * values[t, i] + b * values[t + 1, i] + (c * values[t + 2, i] + d * values[t + 3, i])

@@ -1,8 +1,9 @@
 """Weights of linear layers laid out for inference: on a CPU as oneDNN multiplies them fastest, on a GPU those of layers with a
 common input together.
 
-On x86 CPUs in float32 the first nearly halves the time of a decode step: the stock product of a single row reads the weights at
-a fraction of the memory's speed. Where the weights are memory-mapped, and lie well, the first copy need not stay in memory.
+On x86 CPUs in float32 the first nearly halves the time of a decode step that is not compiled (`steps`): the stock product of a
+single row reads the weights at a fraction of the memory's speed. What is best for one row is not for a prompt. Where the
+weights are memory-mapped, and lie well, the first copy need not stay in memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from qwen2_audio.model.linear import Linear, groups
 MOST_PACKED_BYTES = 4 << 30
 """Larger models stay as they are: where their weights are not memory-mapped, a second copy would cost too much memory."""
 _CACHE_LINE = 64
+_PROMPT_ROWS = 256
+"""Rows of a product that is no step, roughly: for 32 to 1024 the layout is as good."""
 
 
 class Stacked:
@@ -46,13 +49,12 @@ class Stacked:
 
 
 class Packed(Stacked):
-    """On a CPU: the weights stacked and reordered, a second copy."""
+    """On a CPU: the weights stacked and reordered for products of so many rows, a second copy; others are only slower."""
 
-    def __init__(self, layers: Sequence[Linear]) -> None:
+    def __init__(self, layers: Sequence[Linear], rows: int) -> None:
         super().__init__(layers)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(
-            torch.cat([layer.weight.detach() for layer in layers]), 1
-        )
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
@@ -91,8 +93,13 @@ def _small(model: nn.Module) -> list[Linear]:
     return layers if sum(layer.weight.nbytes for layer in layers) <= MOST_PACKED_BYTES else []
 
 
-def pack_linears(model: nn.Module) -> None:
-    """Prepare all linear layers for inference on the CPU in float32; anywhere else this does nothing."""
+def pack_linears(model: nn.Module, *, singles: nn.Module | None = None) -> None:
+    """Prepare all linear layers for inference on the CPU in float32; anywhere else this does nothing.
+
+    Args:
+        singles: the part of the model that multiplies a single row most of the time.
+    """
+    of_singles = set() if singles is None else set(singles.modules())
     if not torch.backends.mkldnn.is_available() or not _small(model):
         return
     for parent in model.modules():
@@ -101,7 +108,7 @@ def pack_linears(model: nn.Module) -> None:
             if layers[0].packed is not None and layers[0].packed.fits(layers):
                 continue  # shared with another model
             if all(layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32 for layer in layers):
-                layers[0].packed = Packed(layers)
+                layers[0].packed = Packed(layers, 1 if parent in of_singles else _PROMPT_ROWS)
 
 
 def join_linears(model: nn.Module) -> None:

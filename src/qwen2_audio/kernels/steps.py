@@ -33,7 +33,7 @@ MOST_ROWS = 64
 """With more sequences at once a step is arithmetic, and left to torch."""
 _FEW_ROWS = 4
 """So many are multiplied while the weights are read once; with more, float32 goes in tiles, int8 to torch."""
-_LEAST_SHARED = 512
+_LEAST_SHARED = 128
 """Positions to attend to, of all rows, from which on the threads share the attention."""
 
 
@@ -166,9 +166,9 @@ def lay_out(model: Qwen2Audio) -> None:
     """Make a model with its final weights ready for inference where it lies."""
     if find_spec("numba") is not None:
         align_linears(model.language_model)
-    pack_linears(model)
-    join_linears(model)
     attach_steps(model.language_model)
+    pack_linears(model, singles=model.language_model if model.language_model.steps is None else None)
+    join_linears(model)
     attach_graphs(model.language_model)
     attach_encoder_graphs(model.audio_tower)
 
