@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from qwen2_audio import load
 from qwen2_audio.checkpoints.quantize import put_into_int8, spread, spreader, to_int8
@@ -22,7 +23,7 @@ from qwen2_audio.model.qwen2_audio import Qwen2Audio
 from tests.tiny import VOCAB, sound, tiny_config, tiny_model
 
 pytest.importorskip("numba")
-from qwen2_audio.kernels import decode_cpu
+from qwen2_audio.kernels import decode_cpu, spreading
 
 pytestmark = pytest.mark.skipif(not decode_cpu.can_share_work(), reason="numba finds no OpenMP")
 TOLERANCE = 1e-4
@@ -88,9 +89,21 @@ def pairs() -> tuple[Qwen2Audio, Qwen2Audio]:
     return _made[0]
 
 
-@pytest.mark.parametrize("rows", [1, 3, 4])
-def test_int8_multiplies_by_the_rounded_weights_and_rounds_nothing_else(rows: int) -> None:
+@pytest.fixture(params=[True, False], ids=["bytes", "no bytes"])
+def in_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether int8 is multiplied as bytes, as CPUs do that can, and once more as on those that cannot."""
+    if request.param and not decode_cpu.multiplies_bytes():
+        pytest.skip("this CPU has no AVX-512 VNNI")
+    monkeypatch.setattr(decode_cpu, "multiplies_bytes", lambda: request.param)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 17])
+def test_int8_multiplies_by_the_rounded_weights_and_rounds_nothing_else(rows: int, in_bytes: bool) -> None:
+    if rows > 4 and not in_bytes:
+        pytest.skip("torch rounds what comes in to 8 bits")
     _, quick = both(1, int8=True)
+    assert quick.language_model.steps is not None and quick.language_model.steps._head._in_bytes is in_bytes
     rounded = tiny_model(tiny_config(1), 1)
     for layer in rounded.language_model.modules():
         if isinstance(layer, Linear):
@@ -99,7 +112,8 @@ def test_int8_multiplies_by_the_rounded_weights_and_rounds_nothing_else(rows: in
     agree(rounded, quick, [11 + 7 * row for row in range(rows)], 5, tolerance=1e-3)
 
 
-def test_int8_of_more_rows_is_the_plain_one() -> None:
+def test_int8_of_more_rows_is_the_plain_one_where_bytes_are_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_cpu, "multiplies_bytes", lambda: False)
     agree(*both(1, int8=True), [11, 18, 25, 32, 39, 46], 5, tolerance=1e-3)
 
 
@@ -201,6 +215,44 @@ def test_products_in_tiles(rows: int, outputs: list[int], seed: int) -> None:
     decode_cpu.product_of_many(weights, biases, x, out)
     expected = np.concatenate([x @ weight.T + bias for weight, bias in zip(weights, biases, strict=True)], axis=1)
     np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+@pytest.mark.skipif(not decode_cpu.multiplies_bytes(), reason="this CPU has no AVX-512 VNNI")
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 13),
+    size=st.sampled_from([1, 37, 64, 100, 192]),
+    outputs=st.lists(st.integers(4, 23), min_size=2, max_size=2),
+    seed=st.integers(0, 99),
+)
+def test_products_in_bytes(rows: int, size: int, outputs: list[int], seed: int) -> None:
+    """What comes in is rounded to 16 bits and nothing else is; a row is the same, to the bit, alone and in company."""
+    draw = np.random.default_rng(seed)
+    x = draw.standard_normal((rows, size), np.float32) * 10.0 ** draw.integers(-3, 4, (rows, 1)).astype(np.float32)
+    weights = tuple(draw.integers(-128, 128, (count, size)).astype(np.int8) for count in outputs)
+    scales = tuple(draw.random(count, np.float32) for count in outputs)
+    biases = tuple(draw.standard_normal(count, np.float32) for count in outputs)
+    sums = tuple(weight.sum(1, dtype=np.int32) for weight in weights)
+
+    def product(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        out = np.full((len(x), sum(outputs)), np.nan, np.float32)
+        decode_cpu.product_in_bytes(weights, scales, sums, biases, 1, x.copy(), out)
+        return out
+
+    got, exact = product(x), [w.astype(np.float64) * s[:, None] for w, s in zip(weights, scales, strict=True)]
+    expected = np.concatenate([x @ weight.T + bias for weight, bias in zip(exact, biases, strict=True)], axis=1)
+    step = np.abs(x).max(1, keepdims=True) / (2**15 - 1)
+    most = step / 2 * np.concatenate([np.abs(weight).sum(1) for weight in exact]) + 1e-6 * np.abs(expected) + 1e-6
+    assert (np.abs(got - expected) <= most).all()
+    np.testing.assert_array_equal(np.concatenate([product(row[None]) for row in x]), got)
+
+
+@pytest.mark.parametrize("block", [1, 2, 8, 16, 32, 64, 128])
+def test_spreading_is_the_plain_one(block: int) -> None:
+    x = np.random.default_rng(block).standard_normal(3 * block).astype(np.float32)
+    expected = spread(torch.from_numpy(x)[None], spreader(block))[0].numpy()
+    spreading.spread(x, block)
+    np.testing.assert_allclose(x, expected, atol=1e-6)
 
 
 def test_sharing_an_attention_changes_nothing() -> None:

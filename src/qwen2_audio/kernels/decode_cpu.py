@@ -5,7 +5,8 @@ reads the weights for a single row at a fraction of the memory's speed, and a la
 its products. The plain version is `qwen2_audio.model.language_model.DecoderLayer`.
 
 Weights are float32 [out, in] with scales of one, or int8 with a float32 scale [out] for each output, spread by a Hadamard
-matrix (see `qwen2_audio.checkpoints.quantize`); then what comes in is spread the same way, and not rounded.
+matrix (see `qwen2_audio.checkpoints.quantize`); then what comes in is spread the same way, and not rounded. Where the CPU has
+the instructions for it, int8 is multiplied by `product_in_bytes` instead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from qwen2_audio.kernels.prefetch import read_ahead
+from qwen2_audio.kernels.spreading import spread
+from qwen2_audio.kernels.vectors import TILE, tile
+from qwen2_audio.kernels.vnni import multiplies_bytes as multiplies_bytes
+from qwen2_audio.kernels.vnni import product_in_bytes as product_in_bytes
 
 Array = NDArray[np.float32]
 Weights = NDArray[Any]
@@ -67,25 +72,6 @@ def add(x: Array, more: Array) -> None:
             x[row, i] += more[row, i]
 
 
-@_compiled
-def _spread(x: Array, block: int) -> None:
-    """Multiply every block of x [rows, size] by the Hadamard matrix of that size, in place; 1 leaves x as it is."""
-    if block == 1:
-        return
-    rows, size = x.shape
-    factor = np.float32(1 / math.sqrt(block))
-    for row in range(rows):
-        half = 1
-        while half < block:
-            for start in range(0, size, 2 * half):
-                for i in range(start, start + half):
-                    a, b = x[row, i], x[row, i + half]
-                    x[row, i], x[row, i + half] = a + b, a - b
-            half *= 2
-        for i in range(size):
-            x[row, i] *= factor
-
-
 @_parallel
 def product(
     weights: Sequence[Weights], scales: Sequence[Array], biases: Sequence[Array], block: int, x: Array, out: Array
@@ -95,8 +81,9 @@ def product(
     Args:
         weights, scales, biases: tuples of [out, in], [out] and [out].
     """
-    _spread(x, block)
     rows, size = x.shape
+    for row in range(rows):
+        spread(x[row], block)
     for place in prange(out.shape[1]):
         layer, start = 0, 0
         while place >= start + weights[layer].shape[0]:
@@ -134,39 +121,20 @@ def product_of_many(weights: Sequence[Weights], biases: Sequence[Array], x: Arra
         weights, biases: tuples of [out, in] and [out].
     """
     rows, size = x.shape
-    tiles = 0
+    tiles, groups = 0, (rows + TILE - 1) // TILE
     for layer in range(len(weights)):
-        tiles += (weights[layer].shape[0] + 3) // 4
-    for tile in prange(tiles):
-        layer, start, first = 0, 0, 4 * tile
-        while first >= (weights[layer].shape[0] + 3) // 4 * 4:
-            first -= (weights[layer].shape[0] + 3) // 4 * 4
+        tiles += (weights[layer].shape[0] + TILE - 1) // TILE
+    for number in prange(tiles):
+        layer, start, first = 0, 0, TILE * number
+        while first >= (weights[layer].shape[0] + TILE - 1) // TILE * TILE:
+            first -= (weights[layer].shape[0] + TILE - 1) // TILE * TILE
             start += weights[layer].shape[0]
             layer += 1
-        first = min(first, weights[layer].shape[0] - 4)
-        weight, bias, place = weights[layer][first : first + 4], biases[layer][first : first + 4], start + first
-        read_ahead(weight, 0, 4 * size)
-        for begin in range(0, rows, 4):
-            row = min(begin, rows - 4)
-            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0)
-            c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = np.float32(0)
-            for i in range(size):
-                p, q, u, v = weight[0, i], weight[1, i], weight[2, i], weight[3, i]
-                e, f, g, h = x[row, i], x[row + 1, i], x[row + 2, i], x[row + 3, i]
-                a0, a1, a2, a3 = a0 + p * e, a1 + q * e, a2 + u * e, a3 + v * e
-                b0, b1, b2, b3 = b0 + p * f, b1 + q * f, b2 + u * f, b3 + v * f
-                c0, c1, c2, c3 = c0 + p * g, c1 + q * g, c2 + u * g, c3 + v * g
-                d0, d1, d2, d3 = d0 + p * h, d1 + q * h, d2 + u * h, d3 + v * h
-            _store(out[row], place, bias, a0, a1, a2, a3)
-            _store(out[row + 1], place, bias, b0, b1, b2, b3)
-            _store(out[row + 2], place, bias, c0, c1, c2, c3)
-            _store(out[row + 3], place, bias, d0, d1, d2, d3)
-
-
-@_compiled
-def _store(out: Array, place: int, bias: Array, a: float, b: float, c: float, d: float) -> None:
-    out[place], out[place + 1] = a + bias[0], b + bias[1]
-    out[place + 2], out[place + 3] = c + bias[2], d + bias[3]
+        first = min(first, weights[layer].shape[0] - TILE)
+        matrix, bias, share = weights[layer], biases[layer], TILE * size // groups
+        for group in range(groups):
+            read_ahead(matrix, first * size + group * share, share)
+            tile(matrix, bias, first, x, min(TILE * group, rows - TILE), out, start + first)
 
 
 @njit(**{**_OPTIONS, "fastmath": {"contract", "nsz"}})

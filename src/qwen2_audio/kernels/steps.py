@@ -32,7 +32,10 @@ Array: TypeAlias = NDArray[np.float32]
 MOST_ROWS = 64
 """With more sequences at once a step is arithmetic, and left to torch."""
 _FEW_ROWS = 4
-"""So many are multiplied while the weights are read once; with more, float32 goes in tiles, int8 to torch."""
+"""So many are multiplied while the weights are read once; with more, float32 goes in tiles, int8 to torch, unless the CPU
+multiplies bytes."""
+_TILE = 4
+"""Outputs that are multiplied together; layers of fewer go another way."""
 _LEAST_SHARED = 128
 """Positions to attend to, of all rows, from which on the threads share the attention."""
 
@@ -127,21 +130,27 @@ class _Layer:
 
 
 class _Product:
-    """Linear layers with a common input, by our kernels, but int8 of more than a few rows by torch."""
+    """Linear layers with a common input, by our kernels, but int8 of more than a few rows by torch, unless bytes are
+    multiplied."""
 
     def __init__(self, layers: Sequence[nn.Module], kernels: ModuleType) -> None:
         self._layers, self._kernels = list(layers), kernels
         self._block, parts = _parts(layers)
         self._weights, self._scales, self._biases = zip(*parts, strict=True)
         self._outputs = sum(map(len, self._scales))
-        self._in_tiles = all(weight.dtype == np.float32 and len(weight) >= 4 for weight in self._weights)
+        kinds, tiles = {weight.dtype.type for weight in self._weights}, min(map(len, self._weights)) >= _TILE
+        self._in_tiles = tiles and kinds == {np.float32}
+        self._in_bytes = tiles and kinds == {np.int8} and kernels.multiplies_bytes()
+        self._sums = tuple(weight.sum(1, dtype=np.int32) for weight in self._weights) if self._in_bytes else ()
 
     def __call__(self, x: Array) -> Array:
         """x [rows, in], which may be overwritten, to [rows, all outputs]."""
-        if len(x) > _FEW_ROWS and not self._in_tiles:
+        if len(x) > _FEW_ROWS and not self._in_tiles and not self._in_bytes:
             return torch.cat(list(project(self._layers, torch.from_numpy(x))), dim=-1).numpy()
         out = np.empty((len(x), self._outputs), np.float32)
-        if len(x) > _FEW_ROWS:
+        if self._in_bytes:
+            self._kernels.product_in_bytes(self._weights, self._scales, self._sums, self._biases, self._block, x, out)
+        elif len(x) >= _TILE and self._in_tiles:
             self._kernels.product_of_many(self._weights, self._biases, x, out)
         else:
             self._kernels.product(self._weights, self._scales, self._biases, self._block, x, out)

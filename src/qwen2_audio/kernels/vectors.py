@@ -1,0 +1,120 @@
+"""Vectors in code that Numba compiles, where it would make narrower ones: they are written in LLVM's own language. Where a CPU
+has none of 512 bits, each becomes several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+BIT, BYTE, WORD, WIDE, FLOAT = *(ir.IntType(bits) for bits in (1, 8, 32, 64)), ir.FloatType()
+LANES = 16
+"""Numbers of 32 bits in a vector."""
+_FLOATS = ir.VectorType(FLOAT, LANES)
+TILE = 4
+"""Outputs and rows that are worked on at once: what is added up fills half of a CPU's vectors."""
+
+
+def lanes(numbers: Iterable[int]) -> Any:
+    """Which lanes a shuffle takes."""
+    chosen = list(numbers)
+    return ir.Constant(ir.VectorType(WORD, len(chosen)), chosen)
+
+
+def function(builder: Any, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+    """One of LLVM's own functions."""
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, list(arguments)), name)
+
+
+def arrays(context: Any, builder: Any, signature: Any, args: Any, places: Iterable[int]) -> list[Any]:
+    """The arguments at these places, all contiguous arrays, as the structures they are."""
+    return [context.make_array(signature.args[i])(context, builder, args[i]) for i in places]
+
+
+def read(builder: Any, kind: Any, start: Any, offset: Any) -> Any:
+    """A vector that lies `offset` numbers, of those that are pointed to, behind the start."""
+    return builder.load(builder.bitcast(builder.gep(start, [offset]), kind.as_pointer()), align=1)
+
+
+def starts(builder: Any, array: Any, size: Any, first: Any, count: int) -> list[Any]:
+    """Where lines of so many numbers begin, from the first on."""
+    places = [builder.mul(builder.add(first, WIDE(i)), size) for i in range(count)]
+    return [builder.gep(array.data, [place]) for place in places]
+
+
+def write_rows(builder: Any, vector: Any, array: Any, row: Any, place: Any, outputs: int) -> None:
+    """Put a vector [rows * outputs] into an array [any, any], from that row and place on."""
+    rows = vector.type.count // outputs
+    lines = starts(builder, array, builder.extract_value(array.shape, 1), row, rows)
+    for number, line in enumerate(lines):
+        part = builder.shuffle_vector(vector, vector, lanes(range(number * outputs, (number + 1) * outputs)))
+        builder.store(part, builder.bitcast(builder.gep(line, [place]), part.type.as_pointer()), align=1)
+
+
+def added_up(builder: Any, add: Any, vectors: list[Any]) -> Any:
+    """What each of several vectors adds up to, as one vector: neighbours are added, of two vectors at a time."""
+    count = len(vectors)
+    while vectors[0].type.count > count or len(vectors) > 1:
+        alone = len(vectors) == 1
+        pairs = [(vectors[0], vectors[0])] if alone else list(zip(vectors[::2], vectors[1::2], strict=True))
+        known = vectors[0].type.count * (1 if alone else 2)
+        even, odd = lanes(range(0, known, 2)), lanes(range(1, known, 2))
+        vectors = [add(builder.shuffle_vector(*pair, even), builder.shuffle_vector(*pair, odd)) for pair in pairs]
+    return vectors[0]
+
+
+def through(builder: Any, kind: Any, size: Any, body: Callable[[Callable[[Any], Any]], None]) -> None:
+    """Run `body` for each vector of `size` numbers: it is given what reads that vector of a line that starts at a pointer; in
+    the last one what is past the end is zero."""
+    count = kind.count
+    end = builder.and_(size, WIDE(-count))
+    with cgutils.for_range_slice(builder, WIDE(0), end, WIDE(count), WIDE) as (offset, _):
+        body(lambda start: read(builder, kind, start, offset))
+    with builder.if_then(builder.icmp_signed("<", end, size)):
+        left = builder.trunc(builder.sub(size, end), WORD)
+        flags = ir.VectorType(BIT, count)
+        everywhere = builder.insert_element(ir.VectorType(WORD, count)(ir.Undefined), left, WORD(0))
+        everywhere = builder.shuffle_vector(everywhere, everywhere, lanes([0] * count))
+        inside = builder.icmp_signed("<", lanes(range(count)), everywhere)
+        name = f"v{count}f32" if kind.element == FLOAT else f"v{count}i{kind.element.width}"
+        masked = function(builder, f"llvm.masked.load.{name}.p0{name}", kind, [kind.as_pointer(), WORD, flags, kind])
+
+        def rest(start: Any) -> Any:
+            place = builder.bitcast(builder.gep(start, [end]), kind.as_pointer())
+            return builder.call(masked, [place, WORD(1), inside, kind(None)])
+
+        body(rest)
+
+
+@intrinsic
+def tile(_: Any, weights: Any, biases: Any, output: Any, x: Any, row: Any, out: Any, place: Any) -> Any:
+    """Four outputs, from `output` on, of weights [any, size] and biases [any], for four rows, from `row` on, of x [any, size],
+    into `out` [any, any], from that row and `place` on; all float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        of_weights, of_biases, of_x, of_out = arrays(context, builder, signature, args, (0, 1, 3, 5))
+        _, _, output, _, row, _, place = args
+        size = builder.extract_value(of_weights.shape, 1)
+        multiply_add = function(builder, "llvm.fmuladd.v16f32", _FLOATS, [_FLOATS] * 3)
+        outputs, rows = (starts(builder, *of, TILE) for of in ((of_weights, size, output), (of_x, size, row)))
+        totals = [[cgutils.alloca_once_value(builder, _FLOATS(None)) for _ in outputs] for _ in rows]
+
+        def add(vector: Callable[[Any], Any]) -> None:
+            known = [vector(start) for start in outputs]
+            for start, of_row in zip(rows, totals, strict=True):
+                given = vector(start)
+                for weight, total in zip(known, of_row, strict=True):
+                    builder.store(builder.call(multiply_add, [weight, given, builder.load(total)]), total)
+
+        through(builder, _FLOATS, size, add)
+        found = added_up(builder, builder.fadd, [builder.load(total) for of_row in totals for total in of_row])
+        bias = read(builder, ir.VectorType(FLOAT, TILE), of_biases.data, output)
+        bias = builder.shuffle_vector(bias, bias, lanes(list(range(TILE)) * TILE))
+        write_rows(builder, builder.fadd(found, bias), of_out, row, place, TILE)
+        return context.get_dummy_value()
+
+    return types.void(weights, biases, output, x, row, out, place), generate
