@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ from tests.tiny import tiny_config, tiny_folder, tiny_model
 
 if not torch.cuda.is_available():  # read when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Numba keeps what it compiles until the file that asks for it changes, also where that includes code of another file
+_kernels = sorted(Path(__file__).parents[1].glob("src/qwen2_audio/kernels/*.py"))
+_state = sha256(b"".join(path.read_bytes() for path in _kernels)).hexdigest()[:16]
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / f"numba-{_state}"))
 
 settings.register_profile("qwen2-audio", deadline=None, max_examples=50)
 settings.load_profile("qwen2-audio")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from qwen2_audio.kernels.prefetch import read_ahead
 from qwen2_audio.kernels.spreading import spread
-from qwen2_audio.kernels.vectors import TILE, tile
+from qwen2_audio.kernels.vectors import TILE, tile_of_four, tile_of_layers, tile_of_one, tiles_of_layers
 from qwen2_audio.kernels.vnni import multiplies_bytes as multiplies_bytes
 from qwen2_audio.kernels.vnni import product_in_bytes as product_in_bytes
 
@@ -113,28 +113,26 @@ def product(
 
 
 @_parallel
-def product_of_many(weights: Sequence[Weights], biases: Sequence[Array], x: Array, out: Array) -> None:
-    """Linear layers in float32 of at least 4 outputs with a common input x [rows, in], rows at least 4, into `out` [rows, all
-    their outputs], in tiles of 4 x 4; the last tile of a layer, or of the rows, reaches back over the one before it.
+def product_in_tiles(weights: Sequence[Weights], biases: Sequence[Array], x: Array, out: Array) -> None:
+    """Linear layers in float32 of at least 4 outputs with a common input x [rows, in] into `out` [rows, all their outputs], in
+    tiles of 4 outputs and 4 rows, or one where there are fewer; the last tile of a layer, or of the rows, reaches back over the
+    one before it. A row is the same alone and in company.
 
     Args:
         weights, biases: tuples of [out, in] and [out].
     """
     rows, size = x.shape
-    tiles, groups = 0, (rows + TILE - 1) // TILE
-    for layer in range(len(weights)):
-        tiles += (weights[layer].shape[0] + TILE - 1) // TILE
-    for number in prange(tiles):
-        layer, start, first = 0, 0, TILE * number
-        while first >= (weights[layer].shape[0] + TILE - 1) // TILE * TILE:
-            first -= (weights[layer].shape[0] + TILE - 1) // TILE * TILE
-            start += weights[layer].shape[0]
-            layer += 1
-        first = min(first, weights[layer].shape[0] - TILE)
+    groups = (rows + TILE - 1) // TILE
+    for number in prange(tiles_of_layers(weights)):
+        layer, first, place = tile_of_layers(weights, number)
         matrix, bias, share = weights[layer], biases[layer], TILE * size // groups
         for group in range(groups):
             read_ahead(matrix, first * size + group * share, share)
-            tile(matrix, bias, first, x, min(TILE * group, rows - TILE), out, start + first)
+            if rows >= TILE:
+                tile_of_four(matrix, bias, first, x, min(TILE * group, rows - TILE), out, place)
+        if rows < TILE:
+            for row in range(rows):
+                tile_of_one(matrix, bias, first, x, row, out, place)
 
 
 @njit(**{**_OPTIONS, "fastmath": {"contract", "nsz"}})

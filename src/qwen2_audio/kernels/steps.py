@@ -150,8 +150,8 @@ class _Product:
         out = np.empty((len(x), self._outputs), np.float32)
         if self._in_bytes:
             self._kernels.product_in_bytes(self._weights, self._scales, self._sums, self._biases, self._block, x, out)
-        elif len(x) >= _TILE and self._in_tiles:
-            self._kernels.product_of_many(self._weights, self._biases, x, out)
+        elif self._in_tiles:
+            self._kernels.product_in_tiles(self._weights, self._biases, x, out)
         else:
             self._kernels.product(self._weights, self._scales, self._biases, self._block, x, out)
         return out

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 BIT, BYTE, WORD, WIDE, FLOAT = *(ir.IntType(bits) for bits in (1, 8, 32, 64)), ir.FloatType()
 LANES = 16
@@ -17,6 +18,28 @@ LANES = 16
 _FLOATS = ir.VectorType(FLOAT, LANES)
 TILE = 4
 """Outputs and rows that are worked on at once: what is added up fills half of a CPU's vectors."""
+
+
+@njit(cache=True, nogil=True)
+def tiles_of_layers(weights: Sequence[NDArray[Any]]) -> int:
+    """Tiles of four outputs in several layers, of at least four each."""
+    count = 0
+    for layer in range(len(weights)):
+        count += (weights[layer].shape[0] + TILE - 1) // TILE
+    return count
+
+
+@njit(cache=True, nogil=True)
+def tile_of_layers(weights: Sequence[NDArray[Any]], number: int) -> tuple[int, int, int]:
+    """The layer of a tile, its first output there, and its place among the outputs of all. The last one of a layer reaches back
+    over the one before it."""
+    layer, start, first = 0, 0, TILE * number
+    while first >= (weights[layer].shape[0] + TILE - 1) // TILE * TILE:
+        first -= (weights[layer].shape[0] + TILE - 1) // TILE * TILE
+        start += weights[layer].shape[0]
+        layer += 1
+    first = min(first, weights[layer].shape[0] - TILE)
+    return layer, first, start + first
 
 
 def lanes(numbers: Iterable[int]) -> Any:
@@ -90,31 +113,41 @@ def through(builder: Any, kind: Any, size: Any, body: Callable[[Callable[[Any], 
         body(rest)
 
 
-@intrinsic
-def tile(_: Any, weights: Any, biases: Any, output: Any, x: Any, row: Any, out: Any, place: Any) -> Any:
-    """Four outputs, from `output` on, of weights [any, size] and biases [any], for four rows, from `row` on, of x [any, size],
-    into `out` [any, any], from that row and `place` on; all float32."""
+def _tile_of(rows: int) -> Any:
+    """An intrinsic that multiplies four outputs by so many rows, a power of two.
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        of_weights, of_biases, of_x, of_out = arrays(context, builder, signature, args, (0, 1, 3, 5))
-        _, _, output, _, row, _, place = args
-        size = builder.extract_value(of_weights.shape, 1)
-        multiply_add = function(builder, "llvm.fmuladd.v16f32", _FLOATS, [_FLOATS] * 3)
-        outputs, rows = (starts(builder, *of, TILE) for of in ((of_weights, size, output), (of_x, size, row)))
-        totals = [[cgutils.alloca_once_value(builder, _FLOATS(None)) for _ in outputs] for _ in rows]
+    Its arguments: weights [any, size], biases [any] and the first output; x [any, size] and the first row; out [any, any], and
+    the place of the first output there; all float32.
+    """
 
-        def add(vector: Callable[[Any], Any]) -> None:
-            known = [vector(start) for start in outputs]
-            for start, of_row in zip(rows, totals, strict=True):
-                given = vector(start)
-                for weight, total in zip(known, of_row, strict=True):
-                    builder.store(builder.call(multiply_add, [weight, given, builder.load(total)]), total)
+    @intrinsic
+    def tile(_: Any, weights: Any, biases: Any, output: Any, x: Any, row: Any, out: Any, place: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            of_weights, of_biases, of_x, of_out = arrays(context, builder, signature, args, (0, 1, 3, 5))
+            _, _, output, _, row, _, place = args
+            size = builder.extract_value(of_weights.shape, 1)
+            multiply_add = function(builder, "llvm.fmuladd.v16f32", _FLOATS, [_FLOATS] * 3)
+            lines = starts(builder, of_weights, size, output, TILE)
+            lines_of_x = starts(builder, of_x, size, row, rows)
+            totals = [[cgutils.alloca_once_value(builder, _FLOATS(None)) for _ in lines] for _ in lines_of_x]
 
-        through(builder, _FLOATS, size, add)
-        found = added_up(builder, builder.fadd, [builder.load(total) for of_row in totals for total in of_row])
-        bias = read(builder, ir.VectorType(FLOAT, TILE), of_biases.data, output)
-        bias = builder.shuffle_vector(bias, bias, lanes(list(range(TILE)) * TILE))
-        write_rows(builder, builder.fadd(found, bias), of_out, row, place, TILE)
-        return context.get_dummy_value()
+            def add(vector: Callable[[Any], Any]) -> None:
+                known = [vector(line) for line in lines]
+                for line, of_row in zip(lines_of_x, totals, strict=True):
+                    given = vector(line)
+                    for weight, total in zip(known, of_row, strict=True):
+                        builder.store(builder.call(multiply_add, [weight, given, builder.load(total)]), total)
 
-    return types.void(weights, biases, output, x, row, out, place), generate
+            through(builder, _FLOATS, size, add)
+            found = added_up(builder, builder.fadd, [builder.load(total) for of_row in totals for total in of_row])
+            bias = read(builder, ir.VectorType(FLOAT, TILE), of_biases.data, output)
+            bias = builder.shuffle_vector(bias, bias, lanes(list(range(TILE)) * rows))
+            write_rows(builder, builder.fadd(found, bias), of_out, row, place, TILE)
+            return context.get_dummy_value()
+
+        return types.void(weights, biases, output, x, row, out, place), generate
+
+    return tile
+
+
+tile_of_one, tile_of_four = _tile_of(1), _tile_of(TILE)

@@ -32,6 +32,8 @@ from qwen2_audio.kernels.vectors import (
     read,
     starts,
     through,
+    tile_of_layers,
+    tiles_of_layers,
     write_rows,
 )
 
@@ -152,20 +154,13 @@ def product_in_bytes(
         for row in prange(rows):
             spread(x[row], block)
             steps[row] = in_bytes(x[row], parts[row])
-    fours, tiles = rows // TILE * TILE, 0
-    for layer in range(len(weights)):
-        tiles += (weights[layer].shape[0] + TILE - 1) // TILE
-    for number in prange(tiles):
-        layer, start, first = 0, 0, TILE * number
-        while first >= (weights[layer].shape[0] + TILE - 1) // TILE * TILE:
-            first -= (weights[layer].shape[0] + TILE - 1) // TILE * TILE
-            start += weights[layer].shape[0]
-            layer += 1
-        first = min(first, weights[layer].shape[0] - TILE)
+    fours = rows // TILE * TILE
+    for number in prange(tiles_of_layers(weights)):
+        layer, first, place = tile_of_layers(weights, number)
         matrix, scale, total, bias = weights[layer], scales[layer], sums[layer], biases[layer]
         read_ahead(matrix, first * size, TILE * size)
         for row in range(0, fours, TILE):
-            for i in range(first, first + TILE, TILE // 2):
-                _two_of_four(matrix, scale, total, bias, i, parts, steps, row, out, start + i)
+            for i in range(0, TILE, TILE // 2):
+                _two_of_four(matrix, scale, total, bias, first + i, parts, steps, row, out, place + i)
         for row in range(fours, rows):
-            _four_of_one(matrix, scale, total, bias, first, parts, steps, row, out, start + first)
+            _four_of_one(matrix, scale, total, bias, first, parts, steps, row, out, place)
