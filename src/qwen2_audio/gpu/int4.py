@@ -39,15 +39,6 @@ def pair(words, SLOT: tl.constexpr):
 
 
 @triton.jit
-def scaled(lower, upper, sum_lower, sum_upper, scales, lows, n, block, blocks, inside):
-    """Sums of products with numbers that `pair` gave, as those with the weights; the sums of what they were multiplied by."""
-    scale, least = _scales(scales, lows, n, block, blocks, inside, 0)
-    total = lower * scale + sum_lower[None, :, :] * least
-    scale, least = _scales(scales, lows, n, block, blocks, inside, 1)
-    return total + upper * scale + sum_upper[None, :, :] * least
-
-
-@triton.jit
 def _product_of_many(
     x, words, scales, lows, bias, out, rows, inputs, outputs,
     BIAS: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
