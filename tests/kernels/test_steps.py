@@ -250,6 +250,9 @@ def test_products_in_bytes(rows: int, size: int, outputs: list[int], seed: int) 
     most = step / 2 * np.concatenate([np.abs(weight).sum(1) for weight in exact]) + 1e-6 * np.abs(expected) + 1e-6
     assert (np.abs(got - expected) <= most).all()
     np.testing.assert_array_equal(np.concatenate([product(row[None]) for row in x]), got)
+    x[-1, -1] = np.nan  # is not hidden, and is its row's own affair
+    np.testing.assert_array_equal(product(x)[:-1], got[:-1])
+    assert np.isnan(product(x)[-1]).all()
 
 
 @pytest.mark.parametrize("block", [1, 2, 8, 16, 32, 64, 128])

@@ -53,8 +53,10 @@ def function(builder: Any, name: str, result: Any, arguments: Sequence[Any]) -> 
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, list(arguments)), name)
 
 
-def arrays(context: Any, builder: Any, signature: Any, args: Any, places: Iterable[int]) -> list[Any]:
-    """The arguments at these places, all contiguous arrays, as the structures they are."""
+def arrays(context: Any, builder: Any, signature: Any, args: Any, places: Sequence[int]) -> list[Any]:
+    """The arguments at these places, arrays, as the structures they are."""
+    if any(signature.args[i].layout != "C" for i in places):
+        raise TypeError("these products are for contiguous arrays")
     return [context.make_array(signature.args[i])(context, builder, args[i]) for i in places]
 
 

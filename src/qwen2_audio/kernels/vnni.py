@@ -118,15 +118,16 @@ _four_of_one, _two_of_four = _product_of(TILE, 1), _product_of(TILE // 2, TILE)
 
 @njit(**_OPTIONS)
 def in_bytes(x: Array, out: NDArray[np.uint8]) -> np.float32:
-    """Round x [size] to 16 bits, as upper and lower bytes [2, size]; the step."""
-    greatest = np.float32(1e-30)
+    """Round x [size] to 16 bits, as upper and lower bytes [2, size]; the step, which is no number where one of x is none."""
+    greatest, known = np.float32(1e-30), True
     for i in range(len(x)):
         greatest = max(greatest, abs(x[i]))
     steps = np.float32(_ZERO - 1) / greatest
     for i in range(len(x)):
         number = np.int32(np.rint(x[i] * steps)) + np.int32(_ZERO)
         out[0, i], out[1, i] = np.uint8(number >> 8), np.uint8(number & 255)
-    return np.float32(1) / steps
+        known &= x[i] == x[i]
+    return np.float32(1) / steps if known else np.float32(np.nan)
 
 
 @njit(**_OPTIONS, parallel=True)
