@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,6 +23,9 @@ if not torch.cuda.is_available():  # read when a kernel is defined
 _kernels = sorted(Path(__file__).parents[1].glob("src/qwen2_audio/kernels/*.py"))
 _state = sha256(b"".join(path.read_bytes() for path in _kernels)).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / f"numba-{_state}"))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: nothing could be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("qwen2-audio", deadline=None, max_examples=50)
 settings.load_profile("qwen2-audio")
