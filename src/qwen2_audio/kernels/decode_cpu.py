@@ -33,6 +33,7 @@ _OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 _compiled = njit(**_OPTIONS)
 _parallel = njit(**_OPTIONS, parallel=True)
+_in_order = njit(**{**_OPTIONS, "fastmath": {"contract", "nsz"}}, parallel=True)  # sums are made as they are written
 
 
 def can_share_work() -> bool:
@@ -112,7 +113,7 @@ def product(
             row += 1
 
 
-@_parallel
+@_in_order
 def product_in_tiles(weights: Sequence[Weights], biases: Sequence[Array], x: Array, out: Array) -> None:
     """Linear layers in float32 of at least 4 outputs with a common input x [rows, in] into `out` [rows, all their outputs], in
     tiles of 4 outputs and 4 rows, or one where there are fewer; the last tile of a layer, or of the rows, reaches back over the

@@ -1,5 +1,4 @@
-"""Vectors in code that Numba compiles, where it would make narrower ones: they are written in LLVM's own language. Where a CPU
-has none of 512 bits, each becomes several."""
+"""Vectors in code that Numba compiles, where it would make narrower ones: they are written in LLVM's own language."""
 
 from __future__ import annotations
 
@@ -9,11 +8,19 @@ from typing import Any
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+
+def compiles_for(feature: str) -> bool:
+    """Whether Numba compiles for a CPU with a feature, by LLVM's name of it."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return f"+{feature}" in features
+
+
 BIT, BYTE, WORD, WIDE, FLOAT = *(ir.IntType(bits) for bits in (1, 8, 32, 64)), ir.FloatType()
-LANES = 16
+LANES = 16 if compiles_for("avx512f") else 8
 """Numbers of 32 bits in a vector."""
 _FLOATS = ir.VectorType(FLOAT, LANES)
 TILE = 4
@@ -82,13 +89,17 @@ def write_rows(builder: Any, vector: Any, array: Any, row: Any, place: Any, outp
 
 def added_up(builder: Any, add: Any, vectors: list[Any]) -> Any:
     """What each of several vectors adds up to, as one vector: neighbours are added, of two vectors at a time."""
-    count = len(vectors)
-    while vectors[0].type.count > count or len(vectors) > 1:
+    parts = vectors[0].type.count  # of a sum
+    while parts > 1 or len(vectors) > 1:
         alone = len(vectors) == 1
         pairs = [(vectors[0], vectors[0])] if alone else list(zip(vectors[::2], vectors[1::2], strict=True))
         known = vectors[0].type.count * (1 if alone else 2)
-        even, odd = lanes(range(0, known, 2)), lanes(range(1, known, 2))
-        vectors = [add(builder.shuffle_vector(*pair, even), builder.shuffle_vector(*pair, odd)) for pair in pairs]
+        if parts == 1:
+            vectors = [builder.shuffle_vector(*pair, lanes(range(known))) for pair in pairs]
+        else:
+            even, odd = lanes(range(0, known, 2)), lanes(range(1, known, 2))
+            vectors = [add(builder.shuffle_vector(*pair, even), builder.shuffle_vector(*pair, odd)) for pair in pairs]
+            parts //= 2
     return vectors[0]
 
 
@@ -128,7 +139,7 @@ def _tile_of(rows: int) -> Any:
             of_weights, of_biases, of_x, of_out = arrays(context, builder, signature, args, (0, 1, 3, 5))
             _, _, output, _, row, _, place = args
             size = builder.extract_value(of_weights.shape, 1)
-            multiply_add = function(builder, "llvm.fmuladd.v16f32", _FLOATS, [_FLOATS] * 3)
+            multiply_add = function(builder, f"llvm.fmuladd.v{LANES}f32", _FLOATS, [_FLOATS] * 3)
             lines = starts(builder, of_weights, size, output, TILE)
             lines_of_x = starts(builder, of_x, size, row, rows)
             totals = [[cgutils.alloca_once_value(builder, _FLOATS(None)) for _ in lines] for _ in lines_of_x]

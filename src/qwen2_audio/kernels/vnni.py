@@ -13,7 +13,6 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -27,6 +26,7 @@ from qwen2_audio.kernels.vectors import (
     WORD,
     added_up,
     arrays,
+    compiles_for,
     function,
     lanes,
     read,
@@ -48,8 +48,7 @@ _ZERO = 1 << 15
 
 def multiplies_bytes() -> bool:
     """Whether Numba compiles for a CPU that has these instructions (AVX-512 VNNI)."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return "+avx512vnni" in features
+    return compiles_for("avx512vnni")
 
 
 def _product_of(outputs: int, rows: int) -> Any:
