@@ -96,9 +96,8 @@ def _in_4_bits(
     if GATED:
         third, end = n + outputs, 2 * outputs
     blocks = inputs // 128
-    exponent = tl.load(sums + padded * 16).to(
-        tl.int32, bitcast=True
-    )  # a constant would be moved into place for each number
+    # loaded, because a constant would be moved into place for each number
+    exponent = tl.load(sums + padded * 16).to(tl.int32, bitcast=True)
     a = tl.zeros([TILE, 4], tl.float32)
     b, c, d = a, a, a
     for start in range(0, blocks, TILE):

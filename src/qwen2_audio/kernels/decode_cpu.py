@@ -22,18 +22,16 @@ from numpy.typing import NDArray
 
 from qwen2_audio.kernels.prefetch import read_ahead
 from qwen2_audio.kernels.spreading import spread
-from qwen2_audio.kernels.vectors import TILE, tile_of_four, tile_of_layers, tile_of_one, tiles_of_layers
+from qwen2_audio.kernels.vectors import OPTIONS, TILE, tile_of_four, tile_of_layers, tile_of_one, tiles_of_layers
 from qwen2_audio.kernels.vnni import multiplies_bytes as multiplies_bytes
 from qwen2_audio.kernels.vnni import product_in_bytes as product_in_bytes
 
 Array = NDArray[np.float32]
 Weights = NDArray[Any]
-_OPTIONS: dict[str, Any] = {
-    "cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"},
-}  # fmt: skip
-_compiled = njit(**_OPTIONS)
-_parallel = njit(**_OPTIONS, parallel=True)
-_in_order = njit(**{**_OPTIONS, "fastmath": {"contract", "nsz"}}, parallel=True)  # sums are made as they are written
+_compiled = njit(**OPTIONS, fastmath={"reassoc", "contract", "nsz"})
+_parallel = njit(**OPTIONS, fastmath={"reassoc", "contract", "nsz"}, parallel=True)
+_in_order = {"contract", "nsz"}
+"""Sums are made as they are written."""
 
 
 def can_share_work() -> bool:
@@ -113,7 +111,7 @@ def product(
             row += 1
 
 
-@_in_order
+@njit(**OPTIONS, fastmath=_in_order, parallel=True)
 def product_in_tiles(weights: Sequence[Weights], biases: Sequence[Array], x: Array, out: Array) -> None:
     """Linear layers in float32 of at least 4 outputs with a common input x [rows, in] into `out` [rows, all their outputs], in
     tiles of 4 outputs and 4 rows, or one where there are fewer; the last tile of a layer, or of the rows, reaches back over the
@@ -136,7 +134,7 @@ def product_in_tiles(weights: Sequence[Weights], biases: Sequence[Array], x: Arr
                 tile_of_one(matrix, bias, first, x, row, out, place)
 
 
-@njit(**{**_OPTIONS, "fastmath": {"contract", "nsz"}})
+@njit(**OPTIONS, fastmath=_in_order)
 def exponentials(x: Array) -> None:
     """exp(x) in place of x [n], to two units in the last place for what is not below 1e-37; smaller results are about that, and
     what is not a number need not stay so.

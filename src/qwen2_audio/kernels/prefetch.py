@@ -10,9 +10,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from qwen2_audio.kernels.vectors import BYTE, WORD, arrays, function
 
 _AHEAD = 16384
 """Bytes; tried out: half as many do as well, an eighth of it does not."""
@@ -24,13 +25,12 @@ def _prefetch(_: Any, array: Any, offset: Any) -> Any:
     """Ask for the line of cache that lies `offset` bytes behind the start of an array, for reading; it need not exist."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        place = builder.gep(builder.bitcast(data, pointer), [args[1]])
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        read, second_level, data_cache = number(0), number(2), number(1)
-        builder.call(function, [place, read, second_level, data_cache])
+        (of_array,) = arrays(context, builder, signature, args, (0,))
+        pointer = BYTE.as_pointer()
+        place = builder.gep(builder.bitcast(of_array.data, pointer), [args[1]])
+        ask = function(builder, "llvm.prefetch.p0i8", ir.VoidType(), [pointer, WORD, WORD, WORD])
+        to_read, second_level, data_cache = WORD(0), WORD(2), WORD(1)
+        builder.call(ask, [place, to_read, second_level, data_cache])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate

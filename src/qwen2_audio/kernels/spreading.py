@@ -14,10 +14,9 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from qwen2_audio.kernels.vectors import FLOAT, OPTIONS, arrays, everywhere, lanes, read, write
+
 Array = NDArray[np.float32]
-_OPTIONS: dict[str, Any] = {
-    "cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"},
-}  # fmt: skip
 _LANES = 16
 
 
@@ -26,25 +25,19 @@ def _first_rounds(_: Any, x: Any, start: Any, factor: Any) -> Any:
     """The first four rounds of 16 neighbours, in place, times a factor: as one vector, which Numba would not make of it."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind, lane = ir.VectorType(ir.FloatType(), _LANES), ir.IntType(32)
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        place = builder.bitcast(builder.gep(data, [args[1]]), kind.as_pointer())
-        vector = builder.load(place, align=4)
+        kind, (of_x,) = ir.VectorType(FLOAT, _LANES), arrays(context, builder, signature, args, (0,))
+        vector = read(builder, kind, of_x.data, args[1])
         for apart in (1, 2, 4, 8):
-            partners = ir.Constant(ir.VectorType(lane, _LANES), [i ^ apart for i in range(_LANES)])
             signs = ir.Constant(kind, [-1.0 if i & apart else 1.0 for i in range(_LANES)])
-            swapped = builder.shuffle_vector(vector, vector, partners)
+            swapped = builder.shuffle_vector(vector, vector, lanes(i ^ apart for i in range(_LANES)))
             vector = builder.fadd(builder.fmul(vector, signs, flags=["contract"]), swapped, flags=["contract"])
-        everywhere = ir.Constant(ir.VectorType(lane, _LANES), None)
-        factors = builder.insert_element(kind(ir.Undefined), args[2], lane(0))
-        factors = builder.shuffle_vector(factors, factors, everywhere)
-        builder.store(builder.fmul(vector, factors), place, align=4)
+        write(builder, builder.fmul(vector, everywhere(builder, args[2], _LANES)), of_x.data, args[1])
         return context.get_dummy_value()
 
     return types.void(x, start, types.float32), generate
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS, fastmath={"contract", "nsz"})
 def spread(x: Array, block: int) -> None:
     """Multiply every block of x [size] by the Hadamard matrix of that size, in place; 1 leaves x as it is."""
     factor, apart = np.float32(1 / math.sqrt(block)), 1

@@ -34,8 +34,6 @@ MOST_ROWS = 64
 _FEW_ROWS = 4
 """So many are multiplied while the weights are read once; with more, float32 goes in tiles, int8 to torch, unless the CPU
 multiplies bytes."""
-_TILE = 4
-"""Outputs that are multiplied together; layers of fewer go another way."""
 _LEAST_SHARED = 128
 """Positions to attend to, of all rows, from which on the threads share the attention."""
 
@@ -138,7 +136,7 @@ class _Product:
         self._block, parts = _parts(layers)
         self._weights, self._scales, self._biases = zip(*parts, strict=True)
         self._outputs = sum(map(len, self._scales))
-        kinds, tiles = {weight.dtype.type for weight in self._weights}, min(map(len, self._weights)) >= _TILE
+        kinds, tiles = {weight.dtype.type for weight in self._weights}, min(map(len, self._weights)) >= kernels.TILE
         self._in_tiles = tiles and kinds == {np.float32}
         self._in_bytes = tiles and kinds == {np.int8} and kernels.multiplies_bytes()
         self._sums = tuple(weight.sum(1, dtype=np.int32) for weight in self._weights) if self._in_bytes else ()

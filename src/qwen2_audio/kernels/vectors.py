@@ -19,15 +19,17 @@ def compiles_for(feature: str) -> bool:
     return f"+{feature}" in features
 
 
-BIT, BYTE, WORD, WIDE, FLOAT = *(ir.IntType(bits) for bits in (1, 8, 32, 64)), ir.FloatType()
+BYTE, WORD, WIDE, FLOAT = *(ir.IntType(bits) for bits in (8, 32, 64)), ir.FloatType()
 LANES = 16 if compiles_for("avx512f") else 8
 """Numbers of 32 bits in a vector."""
 _FLOATS = ir.VectorType(FLOAT, LANES)
+OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+"""Of everything that is compiled."""
 TILE = 4
 """Outputs and rows that are worked on at once: what is added up fills half of a CPU's vectors."""
 
 
-@njit(cache=True, nogil=True)
+@njit(**OPTIONS)
 def tiles_of_layers(weights: Sequence[NDArray[Any]]) -> int:
     """Tiles of four outputs in several layers, of at least four each."""
     count = 0
@@ -36,7 +38,7 @@ def tiles_of_layers(weights: Sequence[NDArray[Any]]) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit(**OPTIONS)
 def tile_of_layers(weights: Sequence[NDArray[Any]], number: int) -> tuple[int, int, int]:
     """The layer of a tile, its first output there, and its place among the outputs of all. The last one of a layer reaches back
     over the one before it."""
@@ -67,9 +69,21 @@ def arrays(context: Any, builder: Any, signature: Any, args: Any, places: Sequen
     return [context.make_array(signature.args[i])(context, builder, args[i]) for i in places]
 
 
+def everywhere(builder: Any, number: Any, count: int) -> Any:
+    """A vector of so many times the same number."""
+    vector = ir.VectorType(number.type, count)(ir.Undefined)
+    vector = builder.insert_element(vector, number, WORD(0))
+    return builder.shuffle_vector(vector, vector, lanes([0] * count))
+
+
 def read(builder: Any, kind: Any, start: Any, offset: Any) -> Any:
     """A vector that lies `offset` numbers, of those that are pointed to, behind the start."""
     return builder.load(builder.bitcast(builder.gep(start, [offset]), kind.as_pointer()), align=1)
+
+
+def write(builder: Any, vector: Any, start: Any, offset: Any) -> None:
+    """Put a vector there."""
+    builder.store(vector, builder.bitcast(builder.gep(start, [offset]), vector.type.as_pointer()), align=1)
 
 
 def starts(builder: Any, array: Any, size: Any, first: Any, count: int) -> list[Any]:
@@ -84,7 +98,7 @@ def write_rows(builder: Any, vector: Any, array: Any, row: Any, place: Any, outp
     lines = starts(builder, array, builder.extract_value(array.shape, 1), row, rows)
     for number, line in enumerate(lines):
         part = builder.shuffle_vector(vector, vector, lanes(range(number * outputs, (number + 1) * outputs)))
-        builder.store(part, builder.bitcast(builder.gep(line, [place]), part.type.as_pointer()), align=1)
+        write(builder, part, line, place)
 
 
 def added_up(builder: Any, add: Any, vectors: list[Any]) -> Any:
@@ -112,12 +126,11 @@ def through(builder: Any, kind: Any, size: Any, body: Callable[[Callable[[Any], 
         body(lambda start: read(builder, kind, start, offset))
     with builder.if_then(builder.icmp_signed("<", end, size)):
         left = builder.trunc(builder.sub(size, end), WORD)
-        flags = ir.VectorType(BIT, count)
-        everywhere = builder.insert_element(ir.VectorType(WORD, count)(ir.Undefined), left, WORD(0))
-        everywhere = builder.shuffle_vector(everywhere, everywhere, lanes([0] * count))
-        inside = builder.icmp_signed("<", lanes(range(count)), everywhere)
+        inside = builder.icmp_signed("<", lanes(range(count)), everywhere(builder, left, count))
         name = f"v{count}f32" if kind.element == FLOAT else f"v{count}i{kind.element.width}"
-        masked = function(builder, f"llvm.masked.load.{name}.p0{name}", kind, [kind.as_pointer(), WORD, flags, kind])
+        masked = function(
+            builder, f"llvm.masked.load.{name}.p0{name}", kind, [kind.as_pointer(), WORD, inside.type, kind]
+        )
 
         def rest(start: Any) -> Any:
             place = builder.bitcast(builder.gep(start, [end]), kind.as_pointer())

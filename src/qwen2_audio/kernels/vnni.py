@@ -21,6 +21,7 @@ from qwen2_audio.kernels.spreading import spread
 from qwen2_audio.kernels.vectors import (
     BYTE,
     FLOAT,
+    OPTIONS,
     TILE,
     WIDE,
     WORD,
@@ -38,7 +39,6 @@ from qwen2_audio.kernels.vectors import (
 )
 
 Array = NDArray[np.float32]
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _BYTES = 64
 """Of a vector."""
 _WORDS = ir.VectorType(WORD, _BYTES // 4)
@@ -115,7 +115,7 @@ def _whole(builder: Any, totals: list[list[Any]], sums: Any) -> Any:
 _four_of_one, _two_of_four = _product_of(TILE, 1), _product_of(TILE // 2, TILE)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def in_bytes(x: Array, out: NDArray[np.uint8]) -> np.float32:
     """Round x [size] to 16 bits, as upper and lower bytes [2, size]; the step, which is no number where one of x is none."""
     greatest, known = np.float32(1e-30), True
@@ -129,7 +129,7 @@ def in_bytes(x: Array, out: NDArray[np.uint8]) -> np.float32:
     return np.float32(1) / steps if known else np.float32(np.nan)
 
 
-@njit(**_OPTIONS, parallel=True)
+@njit(**OPTIONS, parallel=True)
 def product_in_bytes(
     weights: Sequence[NDArray[np.int8]],
     scales: Sequence[Array],
